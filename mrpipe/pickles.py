@@ -122,6 +122,8 @@ class Grammar(pickle._Unpickler):
     The memo of the base class is a dictionary, so that a large index takes no memory (the C version allocates it).
     """
 
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
     calls: ClassVar[Mapping[str, Callable[..., Any] | None]] = {
         "numpy.dtype": _Dtype,
         "numpy.ndarray": None,
@@ -155,7 +157,8 @@ class Grammar(pickle._Unpickler):
 
     def _check(self, value: Any, depth: int) -> None:
         """Check type, depth and number of all values; a shared container counts each time, a text by its length."""
-        kind, parts = type(value), ()
+        kind: Any = type(value)
+        parts: Any = ()
         if kind in (dict, list, tuple, set, frozenset) or (kind is np.ndarray and value.dtype.hasobject):
             parts = value.flat if kind is np.ndarray else [*value, *value.values()] if kind is dict else value
         elif kind not in (*_KEYS, bytearray, complex) and not isinstance(value, np.generic | np.ndarray):
@@ -237,7 +240,7 @@ def _rebuild(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int
         raise ValueError(f"a tensor of shape {size} with {len(storage)} numbers")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 in size or last >= len(storage):
-        return storage[:0].reshape(size)  # a ValueError unless the tensor is empty
+        return np.reshape(storage[:0], size)  # a ValueError unless the tensor is empty
     strides = [step * storage.itemsize for step in stride]
     return np.ascontiguousarray(np.lib.stride_tricks.as_strided(storage[offset:], size, strides)).reshape(size)
 

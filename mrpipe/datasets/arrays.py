@@ -16,7 +16,7 @@ FIX = "Extract the features again; save a tensor with numpy.save(path, tensor.cp
 def _read(path: Path, shown_as: str) -> Any:
     if path.suffix.lower() == ".npy":
         # Mapped, so that a shape that the file is too short for is an error before memory is taken.
-        return np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
     if path.suffix.lower() in (".pt", ".pth"):
         return read_tensors(path, shown_as)
     with opened(path, shown_as, FIX) as file:

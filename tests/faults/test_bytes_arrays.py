@@ -150,10 +150,12 @@ def bomb(group: h5py.Group) -> None:
     data.id.write_direct_chunk((0, 0), b"".join(compressor.compress(block) for _ in range(320)) + compressor.flush())
 
 
-def shared_texts(group: h5py.Group) -> None:
-    """A million texts that are one text of a megabyte."""
-    data = group.create_dataset("features", (4, 1), h5py.string_dtype())
-    data[:] = np.array([["x" * 2**20]] * 4, dtype=object)
+def texts(file: h5py.File) -> None:
+    """Words instead of numbers, of variable length."""
+    for video in ("a", "b"):
+        del file[f"COVAREP/data/{video}/features"]
+        data = file.create_dataset(f"COVAREP/data/{video}/features", (4, 1), h5py.string_dtype())
+        data[:] = np.array([["x" * 2**20], ["é"], [""], ["word"]], dtype=object)
 
 
 def virtual(group: h5py.Group) -> None:
@@ -206,8 +208,8 @@ def test_data_of_other_files_and_absurd_sizes_are_refused(tmp_path: Path, name: 
 def test_a_file_that_is_not_changed_is_read(tmp_path: Path) -> None:
     entries = csd.load(csd.inspect(sequence(tmp_path / "x.csd")))
     assert entries["b"].features.tolist() == np.arange(12).reshape(4, 3).tolist()
-    path = sequence(tmp_path / "y.csd", replace(FEATURES, shared_texts))
-    assert csd.load(csd.inspect(path))["a"].features.tolist()[0] == "x" * 2**20
+    words = csd.load(csd.inspect(sequence(tmp_path / "y.csd", texts)))
+    assert words["a"].features.tolist() == ["x" * 2**20, "é", "", "word"]
 
 
 def check_mutations(folder: Path, n: int, batch: int) -> None:

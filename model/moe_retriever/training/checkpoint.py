@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import jsonschema
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from moe_retriever.config import AnyConfig, Config, OptionValue
+from moe_retriever.config import AnyConfig, Config, ConfigRecord, OptionValue
 from moe_retriever.data.load import DataSpec
 from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.methods import get
@@ -60,6 +60,28 @@ class TrainingRecord(TypedDict, total=False):
     code_hash: str
     notes: list[str]
     image_weights_sha256: str
+
+
+class ModalityRecord(TypedDict):
+    """A `ModalitySpec` as plain values."""
+
+    name: str
+    kind: str
+    shape: list[int]
+
+
+class RunFile(TypedDict):
+    """The content of `model.pt` that a run is made of, see `SCHEMA`; `training` and `origin` are JSON."""
+
+    training: str
+    config: ConfigRecord
+    state: dict[str, Tensor]
+    modalities: list[ModalityRecord]
+    classes: list[str]
+    target: list[float]
+    transforms: str
+    origin: str
+    reference: dict[str, object] | None
 
 
 def _record(**entries: object) -> dict[str, object]:
@@ -275,17 +297,18 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         DataError: a damaged file, or entries of other types, shapes or sizes; lists the keys.
     """
     path = run / NAME
-    value = cast(dict[str, Any], read(path))
-    for key in ("training", "origin"):
-        with reading(path, key):
-            value[key] = json.loads(value[key])
+    value = cast(RunFile, read(path))
+    with reading(path, "training"):
+        training = json.loads(value["training"])
+    with reading(path, "origin"):
+        stored = json.loads(value["origin"])
     faults = FaultCollector()
-    for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(value):
+    for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors({**value, "training": training, "origin": stored}):
         column, found = error.json_path.removeprefix("$").removeprefix("."), f"a {type(error.instance).__name__}"
         expected = f"a checkpoint with {error.validator} {error.validator_value}"[:200]
         faults.add(Fault(file=str(path), column=column, expected=expected, found=found, fix=FIX))
     faults.raise_if_any()
-    origin = Origin(**{**value["origin"], "modalities": tuple(value["origin"]["modalities"])})
+    origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
     center, scale = value["target"]
     with reading(path, "target"):
         if not (math.isfinite(center) and 0 < scale < math.inf):
@@ -306,4 +329,4 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         method.to(device).load_state_dict(value["state"])
     with reading(path, "transforms"):
         fitted = Transforms.from_json(value["transforms"])
-    return Trained(method, config, spec, fitted, origin, value["reference"], value["training"])
+    return Trained(method, config, spec, fitted, origin, value["reference"], training)
