@@ -90,7 +90,7 @@ def test_only_training_rows_are_audited(adni: Path, tmp_path: Path) -> None:
         .alias("value")
     )
     turned.write_parquet(store.path / "labels" / "diagnosis.parquet")
-    assert audit(mrpipe.open_store(tmp_path / "store"), threshold=0.6, alpha=1).equals(before)
+    assert audit(store, threshold=0.6, alpha=1).equals(before)
 
 
 def test_invalid_arguments_are_refused(adni: Path, tmp_path: Path) -> None:
