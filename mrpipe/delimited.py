@@ -292,11 +292,11 @@ def _first_longer_line(path: Path, separator: str, encoding: str | None) -> int 
     """Line of the first record with more fields than the header."""
     reader = _reader(path, separator, encoding)
     with suppress(csv.Error, StopIteration):
-        n, line = len(next(reader)), reader.line_num
+        n, line = len(next(reader)), int(reader.line_num)
         for record in reader:
             if len(record) > n:
                 return line + 1
-            line = reader.line_num
+            line = int(reader.line_num)
     return None
 
 
@@ -317,4 +317,4 @@ def line_of(path: Path, record: int, *, separator: str | None = None, encoding: 
             next(reader)
     except (csv.Error, StopIteration):
         return record + 1
-    return reader.line_num + 1
+    return int(reader.line_num) + 1

@@ -1,13 +1,20 @@
 """Exceptions, and problems of the input data reported with location, expectation, finding and remedy."""
 
 import difflib
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+from mrpipe.privacy import NUMBER
+
 P = ParamSpec("P")
 T = TypeVar("T")
 LISTED_FAULTS = 20  # damaged files that are listed individually
+# Set to 1 by the option --show-values; otherwise, messages describe cells by their kind.
+SHOW_VALUES = "MRPIPE_SHOW_VALUES"
+_DATE = r"\s*([0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{2,4})([ T][0-9:.,+Z-]*)?\s*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +131,36 @@ def did_you_mean(name: object, known: Iterable[object], *, otherwise: str | None
     if near:
         return f"Did you mean {near[0]!r}?"
     return f"Known names: {', '.join(names)}." if otherwise is None else otherwise
+
+
+def values_shown() -> bool:
+    """Whether cells may be printed."""
+    return os.environ.get(SHOW_VALUES) == "1"
+
+
+def cell(value: object) -> str:
+    """A cell in a message: its kind, such as `text of 14 characters`, or the cell itself if cells may be printed."""
+    if value is None or value == "":
+        return "an empty field"
+    if values_shown():
+        return repr(value)
+    text = str(value)
+    if re.fullmatch(_DATE, text):
+        return "a date"
+    return "a number" if re.fullmatch(NUMBER, text) else f"text of {len(text)} characters"
+
+
+def cells(values: Iterable[object], n: int = 5) -> str:
+    """The first cells of a list in a message: each kind once."""
+    return ", ".join(dict.fromkeys(cell(value) for value in list(values)[:n]))
+
+
+def shape(name: str) -> str:
+    """An id, or a path that may contain one: digits and words masked, punctuation and single letters kept."""
+    return repr(name if values_shown() else re.sub(r"[^\W\d_]{2,}|\d", lambda m: "•" * len(m[0]), name[:80]))
+
+
+def reason(error: object) -> str:
+    """First line of an exception, or its type if it comes from a library that quotes cells."""
+    quoting = type(error).__module__.partition(".")[0] in ("polars", "pyarrow", "pandas") and not values_shown()
+    return type(error).__name__ if quoting else (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import polars as pl
 import polars.selectors as cs
@@ -94,7 +94,7 @@ FORMS = (
     Form("pickles", (".pkl", ".pickle", ".p"), advice="They are read only by the readers that name them."),
 )
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda p: igzip.IGzipFile(p, "rb"),  # type: ignore[no-untyped-call]
+    ".gz": lambda p: cast(IO[bytes], igzip.IGzipFile(p, "rb")),  # type: ignore[no-untyped-call]
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
     ".zst": lambda p: pa.input_stream(p, compression="zstd"),

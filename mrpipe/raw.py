@@ -13,7 +13,7 @@ import polars as pl
 
 from mrpipe.budget import open_member, read_small
 from mrpipe.delimited import line_of, read_table
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, cell
 from mrpipe.forms import ENDINGS
 from mrpipe.ids import near_miss
 from mrpipe.reading import reading, unreadable
@@ -90,7 +90,7 @@ def utf8(value: object, *, file: str, column: str, row: int | None = None) -> st
     try:
         return value.decode("utf-8") if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1} of {value!r}"[:120]
+        found = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
         raise DataError(Fault(file=file, column=column, row=row, expected="text in UTF-8", found=found)) from error
 
 
@@ -141,11 +141,6 @@ def typed(column: Column) -> pl.Expr:
     return text.cast(column.dtype, strict=False)
 
 
-def shown_value(column: Column, value: object) -> str:
-    """An invalid value in a message; identifiers are not printed, as they may be those of participants."""
-    return "other text" if column.name.endswith("_id") else repr(value)
-
-
 def read_csv(
     path: Path,
     columns: Sequence[Column],
@@ -194,9 +189,8 @@ def read_csv(
             bad = bad | cleaned[column.name].is_null()
         if bad.any():
             row = int(bad.arg_max() or 0)
-            value = cleaned[column.name][row]
             line, expected = line_of(path, int(numbers[row])), f"{column.dtype} values"
-            found = "an empty field" if value is None else shown_value(column, value)
+            found = cell(cleaned[column.name][row])
             fix = f"Rows with such values: {int(bad.sum())}."
             faults.add(Fault(file=shown_as, column=column.name, line=line, expected=expected, found=found, fix=fix))
     faults.raise_if_any()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrpipe.errors import DataError, Fault, MissingExtraError, StorageError
+from mrpipe.errors import DataError, Fault, MissingExtraError, StorageError, reason
 
 if TYPE_CHECKING:
     import polars as pl
@@ -51,11 +51,11 @@ def refusal_of(error: object) -> tuple[int, str, str] | None:
 
 def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) -> DataError:
     """The error for a file that cannot be read completely; `error` is the exception, or a reason."""
-    number, reason, advice = refusal_of(error) or (None, "", "")
+    number, refused, advice = refusal_of(error) or (None, "", "")
     if number not in (None, errno.ENOMEM):
-        reason += " to read it" * (number in (errno.EACCES, errno.EPERM))
-        return StorageError(Fault(file=shown_as, expected="a readable file", found=reason, fix=advice))
-    found = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+        refused += " to read it" * (number in (errno.EACCES, errno.EPERM))
+        return StorageError(Fault(file=shown_as, expected="a readable file", found=refused, fix=advice))
+    found = reason(error)
     if isinstance(error, FileNotFoundError):
         found, fix = "no such file", "" if fix in (AGAIN, RUN_AGAIN) else fix
     elif isinstance(error, IsADirectoryError):

@@ -230,6 +230,7 @@ class Dataset:
             schemes vary by export. The fields of the unresolved dataset are then those of a simulated export.
         tiny: simulation settings of an export that builds in a second or two, for tests.
         notes: notes for the manifest of every store.
+        people: whether samples are of people, so that shared pages round counts and do not print small ones.
     """
 
     name: str
@@ -250,6 +251,7 @@ class Dataset:
     default_scheme: str = "standard"
     tiny: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
+    people: bool = True
 
     def declared(self, raw: Path, options: Any) -> Dataset:
         """The dataset as declared by this export; the dataset itself if it has no `resolve`."""

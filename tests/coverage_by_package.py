@@ -2,9 +2,9 @@
 
     python -m tests.coverage_by_package                 prints a table; exit code 1 below a threshold
 
-The tests that train, start processes or run the workflow are left out: they would take several times as long under
-measurement and cover the same lines. The thresholds are slightly below what was measured, so that they hold only
-against a loss; raise them with the coverage.
+Only the tests of the core packages are measured: measurement doubles their time on Python 3.11, which has no
+`sys.monitoring`. The thresholds are slightly below what was measured, so that they hold only against a loss; raise
+them with the coverage.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 # Package → least share of its lines and branches, in percent.
-THRESHOLDS: dict[str, int] = {}
-TESTS = ("core", "store", "transforms", "experiment", "text", "datasets", "moe_retriever/data", "moe_retriever/nn")
-TESTS += ("moe_retriever/retrieval", "moe_retriever/evaluation")
+THRESHOLDS = {"mrpipe": 82, "mrpipe.experiment": 93, "mrpipe.stages": 81, "mrpipe.store": 84, "mrpipe.transforms": 86}
+TESTS = ("core", "store", "transforms", "experiment")
 _SETTINGS = """[run]
 branch = True
 data_file = {folder}/data
 source = mrpipe
-    moe_retriever
 omit = */simulate/*
 [json]
 output = {folder}/coverage.json
@@ -72,16 +70,14 @@ def main() -> int:
         options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow and not cluster and not real_data"]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         run = [*coverage, "run", f"--rcfile={settings}", "-m", "pytest", *options, *sys.argv[1:], *tests]
-        code = subprocess.run(run, cwd=PROJECT, env=env).returncode
-        if code:
-            return code
+        failed = subprocess.run(run, cwd=PROJECT, env=env).returncode
         subprocess.run([*coverage, "json", f"--rcfile={settings}", "-q"], cwd=PROJECT, check=True)
         found = shares(json.loads((Path(folder) / "coverage.json").read_text()))
     low = below(found, THRESHOLDS)
-    for package, share in found.items():
+    for package, share in ((p, s) for p, s in found.items() if p in THRESHOLDS):
         note = "  below the threshold" if package in low else ""
         print(f"{package:<32} {share:5.1f} %  at least {THRESHOLDS.get(package, 0):>2} %{note}")
-    return int(bool(low))
+    return failed or int(bool(low))
 
 
 if __name__ == "__main__":

@@ -20,15 +20,7 @@ GROUPS = {
     "From an export to a store": ("fetch", "init", "simulate", "check", "build", "options"),
     "Stores": ("show", "verify", "audit", "mask", "export"),
     "From a store to results": (
-        "methods",
-        "train",
-        "evaluate",
-        "predict",
-        "search",
-        "analyse",
-        "benchmark",
-        "report",
-        "results",
+        *("methods", "train", "evaluate", "predict", "search", "analyse", "benchmark", "report", "results"),
     ),
 }
 STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal", "code-hash")
@@ -46,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "propose the declaration of your own tables",
         "Reads your tables and writes a YAML file that declares them: ids, subjects, label, modalities, categories,\n"
         "columns that are no features. Each guess has its reason as a comment. It is a starting point: read it and\n"
-        "correct it. No value of a single person is quoted.\n\n"
+        "correct it. Only values that several rows share are listed; those of texts with --show-values alone.\n\n"
         "  mrpipe init tables visits.csv patients.csv labs.xlsx\n"
         "  mrpipe check tables --raw .\n"
         "  mrpipe build tables --raw . --out ../stores/mine",

@@ -16,7 +16,8 @@ from pathlib import Path
 import mrpipe
 from mrpipe.cli.command import Command
 from mrpipe.cli.signals import Interrupted, interruptible
-from mrpipe.errors import MrpipeError, StorageError, UsageError, did_you_mean
+from mrpipe.errors import SHOW_VALUES, MrpipeError, StorageError, UsageError, did_you_mean
+from mrpipe.privacy import printable
 from mrpipe.reading import refusal_of
 
 _WIDTH = 16
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if debug := "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]:
         arguments.remove("--debug")
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the caller closed it (>&-)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the terminal may not display all characters of a message
             stream.reconfigure(errors="backslashreplace")
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:  # discard output that cannot be written; the interpreter would report it as another error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if message:
-            print(" ".join(["mrpipe", *arguments[:1]]) + f": {message}", file=sys.stderr)
+            print(printable(" ".join(["mrpipe", *arguments[:1]]) + f": {message}"), file=sys.stderr)
         return code
 
 
@@ -155,6 +157,8 @@ def _run(arguments: list[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
+    if getattr(parsed, "show_values", False):
+        os.environ[SHOW_VALUES] = "1"
     import polars  # noqa: F401 - its handler of SIGINT, which restarts system calls, must not replace ours
 
     with interruptible(), command.claim(parsed):

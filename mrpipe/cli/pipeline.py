@@ -10,6 +10,7 @@ from mrpipe.cli.help import COMMANDS as TEXTS
 from mrpipe.cli.help import STEPS, datasets_page, options_page
 from mrpipe.locks import output_file, output_folder
 from mrpipe.options import parse_assignments
+from mrpipe.privacy import printable
 
 
 def _dataset(args: Namespace) -> Any:
@@ -55,10 +56,9 @@ def _check(args: Namespace) -> None:
     chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed")}
     inputs = _dataset(args), args.raw, *([args.work] if args.work else []), parse_assignments(args.set)
     result = (write_check if args.work else check)(*inputs, **chosen)
-    print(f"{args.dataset}: {result['origin']}, release {result['release']}, input files: {len(result['inputs'])}")
-    for line in (*(f"note: {note}" for note in result["notes"]), *summary(result)):
-        print(f"  {line}")
-    print(f"{args.dataset}: {closing(result)}")
+    lines = [f"{args.dataset}: {result['origin']}, release {result['release']}, input files: {len(result['inputs'])}"]
+    lines += [f"  {line}" for line in (*(f"note: {note}" for note in result["notes"]), *summary(result))]
+    print(printable("\n".join([*lines, f"{args.dataset}: {closing(result)}"])))
 
 
 def _cohort(args: Namespace) -> None:
@@ -108,7 +108,8 @@ def _build(args: Namespace) -> None:
     from mrpipe.stages.build import build
 
     chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed", "overwrite")}
-    build(_dataset(args), args.raw, args.out, parse_assignments(args.set), **chosen, report=print)
+    settings = parse_assignments(args.set)
+    build(_dataset(args), args.raw, args.out, settings, **chosen, report=lambda line: print(printable(line)))
 
 
 def _verify(args: Namespace) -> None:
@@ -208,7 +209,8 @@ def _dataset_name(parser: ArgumentParser) -> None:
 
 
 _modality = _all(_dataset_name, _argument("modality", metavar="MODALITY", help="a modality of the dataset"))
-_raw = _path("--raw", "folder of the export")
+_values = _argument("--show-values", action="store_true", help="print cells of the data in messages, not their kind")
+_raw = _all(_path("--raw", "folder of the export"), _values)
 _work = _path("--work", "folder of intermediate files")
 _store_folder = _path("--store", "folder of the store, which is replaced as a whole")
 _store = _argument("store", type=Path, metavar="STORE", help="folder of a sealed store")
@@ -218,13 +220,8 @@ _choice = _all(
     _argument("--schemes", nargs="*", metavar="NAME", help="split schemes; default: all of the dataset"),
     _seed("splits that are drawn at random"),
 )
-_set = _argument(
-    "--set",
-    nargs="+",
-    action="extend",
-    metavar="KEY=VALUE",
-    help="options of the dataset (mrpipe options DATASET lists them)",
-)
+_options_help = "options of the dataset (mrpipe options DATASET lists them)"
+_set = _argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help=_options_help)
 _replace = _argument(
     "--overwrite", action="store_true", help="replace a finished store of another dataset, export or other options"
 )
@@ -233,6 +230,7 @@ _init_arguments = _all(
     _argument("files", type=Path, nargs="+", metavar="FILE", help="your tables, or folders of tables"),
     _path("--out", "YAML file to write (default: tables.yaml in the folder of the tables)", required=False),
     _argument("--overwrite", action="store_true", help="replace a declaration that exists"),
+    _values,
 )
 _checked = _path("--work", "also write checked.json to this folder, for the steps that follow", required=False)
 _split_arguments = _all(
@@ -246,6 +244,7 @@ _threshold = "AUROC above which a feature is reported (default: 0.9)"
 _alpha = "probability of a finding in a modality without a leak (default: 0.05; 1 also lists chance findings)"
 _audit_arguments = _all(
     _store,
+    _values,
     _argument("--task", help="label to test against (default: the store's first)"),
     _argument("--scheme", help="split whose training rows are used (default: the store's own)"),
     _argument("--threshold", type=float, default=0.9, help=_threshold),

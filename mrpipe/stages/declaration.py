@@ -10,7 +10,7 @@ from mrpipe.store.layout import WorkLayout
 
 # Key of the declaration in checked.json.
 DECLARED = "declared"
-_TEXTS = ("title", "citation", "licence", "provider", "default_scheme")
+_TEXTS = ("title", "citation", "licence", "provider", "people", "default_scheme")
 
 
 def declaration(dataset: Dataset) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def build_manifest(dataset: Dataset, checked: Mapping[str, Any], content: Mappin
         format=FORMAT,
         dataset=dataset.name,
         **{key: checked[key] for key in ("release", "origin", "options")},
-        **{key: getattr(dataset, key) for key in ("title", "citation", "licence", "provider")},
+        **{key: getattr(dataset, key) for key in ("title", "citation", "licence", "provider", "people")},
         **content,
         inputs=tuple(checked["inputs"]),
         notes=(*dataset.notes, *checked["notes"]),

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mrpipe.errors import UsageError
+from mrpipe.errors import UsageError, values_shown
 from mrpipe.genetics.packing import unpack_at
 from mrpipe.schema import Modality
 from mrpipe.store import masks
@@ -92,7 +92,7 @@ def audit(
 
     Returns:
         Rows of AUDIT_SCHEMA, highest AUROC first: `what` is `value`, `is <level>`, `has <item>`, `mean of <item>`,
-        `known`, `rank correlation` (regression) or, for the mask bit of a modality, `observed`.
+        `known`, `rank correlation` (regression) or `observed` (mask bit). Of people, levels are named on request only.
 
     Raises:
         UsageError: no such task or scheme, or threshold or alpha out of range.
@@ -125,7 +125,9 @@ def audit(
         if len(arrays):
             found.append(_described(tested(_columns(modality, arrays, rows), y[place[place >= 0]]), rows))
     order = ["auroc", "modality", "feature", "what", "class"]
-    return pl.concat(found).sort(order, descending=[True, *[False] * 4])
+    what = pl.col("what").str.replace("^is .*", "is one of its levels").str.replace(" = .*", "")
+    private = store.manifest.count is not int and not values_shown()
+    return pl.concat(found).with_columns(what if private else []).sort(order, descending=[True, *[False] * 4])
 
 
 def _described(found: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

@@ -9,7 +9,7 @@ import polars as pl
 
 from mrpipe.errors import UsageError
 from mrpipe.genetics.packing import unpack_range
-from mrpipe.store.parquet import replacing
+from mrpipe.store.parquet import replacing, write_csv
 from mrpipe.store.reader import Arrays, Store
 
 
@@ -19,13 +19,13 @@ def _csv(arrays: Arrays, names: list[str]) -> pl.DataFrame:
     x = unpack_range(arrays.x, 0, modality.size) if modality.encoding == "packed2" else arrays.x
     columns = names if len(names) == modality.size else [f"x{i}" for i in range(modality.size)]
     flat = pl.DataFrame(x.reshape(-1, modality.size), schema=columns, orient="row")
-    if arrays.offsets is None:
-        return flat.insert_column(0, pl.Series("sample_id", arrays.sample_id))
-    lengths = np.diff(arrays.offsets)
-    step = np.arange(len(flat)) - np.repeat(arrays.offsets[:-1], lengths)
-    flat = flat.insert_column(0, pl.Series("sample_id", np.repeat(arrays.sample_id, lengths)))
-    flat = flat.insert_column(1, pl.Series("step", step))
-    return flat if arrays.time is None else flat.insert_column(2, pl.Series("time", arrays.time))
+    keys: dict[str, Any] = {"sample_id": arrays.sample_id}
+    if arrays.offsets is not None:
+        lengths = np.diff(arrays.offsets)
+        keys = {"sample_id": np.repeat(arrays.sample_id, lengths)}
+        keys["step"] = np.arange(len(flat)) - np.repeat(arrays.offsets[:-1], lengths)
+        keys |= {} if arrays.time is None else {"time": arrays.time}
+    return pl.DataFrame(keys).hstack(flat)
 
 
 def export(store: Store, out: Path, format: str, modalities: Sequence[str] | None = None) -> list[Path]:
@@ -45,21 +45,19 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
     tables |= {f"labels_{t.name}": store.labels(t.name) for t in store.tasks}
     tables |= {f"split_{s}": store.split(s) for s in store.schemes}
     for name, frame in tables.items():
-        with replacing(out / f"{name}.csv") as temporary:
-            frame.collect().write_csv(temporary)
         written.append(out / f"{name}.csv")
+        write_csv(written[-1], frame.collect())
     dictionary = store.dictionary
     for modality in chosen:
         arrays = store.arrays(modality.name)
         path = out / f"{modality.name}.{format}"
-        with replacing(path) as temporary:
-            if format == "csv":
-                names = dictionary.filter(modality=modality.name).sort("position")["name"].to_list()
-                _csv(arrays, names).write_csv(temporary)
-            else:
-                fields: dict[str, Any] = {"sample_id": arrays.sample_id, "x": arrays.x}
-                fields |= {k: v for k, v in (("offsets", arrays.offsets), ("time", arrays.time)) if v is not None}
-                with temporary.open("wb") as handle:
-                    np.savez_compressed(handle, **fields)
+        if format == "csv":
+            names = dictionary.filter(modality=modality.name).sort("position")["name"].to_list()
+            write_csv(path, _csv(arrays, names))
+        else:
+            fields: dict[str, Any] = {"sample_id": arrays.sample_id, "x": arrays.x}
+            fields |= {k: v for k, v in (("offsets", arrays.offsets), ("time", arrays.time)) if v is not None}
+            with replacing(path) as temporary, temporary.open("wb") as handle:
+                np.savez_compressed(handle, **fields)
         written.append(path)
     return written

@@ -12,7 +12,7 @@ from typing import Any
 from mrpipe.errors import Fault
 from mrpipe.raw import sha256
 from mrpipe.store.layout import StoreLayout
-from mrpipe.store.manifest import RESTORE, Manifest, checksum, read_sealed_json
+from mrpipe.store.manifest import RESTORE, Manifest, read_sealed_json
 from mrpipe.store.parquet import write_text
 from mrpipe.text.cache import cache_folder
 
@@ -81,7 +81,7 @@ def other_faults(root: Path, manifest: Manifest) -> Iterator[Fault]:
             if path not in declared or (path in paths.folders and path.is_symlink()):
                 fix = "Remove it: a sealed store holds nothing else."
                 yield Fault(file=str(path), expected="only files of the manifest", found="another file", fix=fix)
-    values, place = read_sealed_json(paths.provenance), str(paths.provenance)
-    for key, expected in (("checksum", checksum(values)), ("store_id", manifest.store_id)):
+    (values, computed), place = read_sealed_json(paths.provenance), str(paths.provenance)
+    for key, expected in (("checksum", computed), ("store_id", manifest.store_id)):
         if values.get(key) != expected:
             yield Fault(file=place, column=key, expected=expected, found=f"{values.get(key)}", fix=RESTORE)

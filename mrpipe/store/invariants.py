@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mrpipe.errors import Fault
@@ -148,6 +149,10 @@ def _value_breaches(modality: Modality, path: Path, breaches: _Breaches, *, batc
             breaches.add(path, "no nulls in x (unknown values are NaN)", "nulls", "x", row)
         if pa.types.is_floating(values.type) and np.isinf(values.to_numpy(zero_copy_only=False)).any():
             breaches.add(path, "finite values or NaN", "infinities", "x", row)
+        if modality.encoding == "packed2":
+            n_bytes = -(-modality.size // 4)
+            if any(size != n_bytes for size in pc.unique(pc.binary_length(x)).to_pylist()):
+                breaches.add(path, f"{n_bytes} bytes per sample", "other lengths", "x", row)
         if modality.kind == "sequence":
             lengths = x.value_lengths().to_numpy(zero_copy_only=False)
             if not np.array_equal(lengths, batch.column("length").to_numpy()) or (lengths == 0).any():

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator, validators
 
-from mrpipe.errors import DataError, Fault
+from mrpipe.errors import DataError, Fault, values_shown
+from mrpipe.privacy import Count, counts_rounded
 from mrpipe.schema import Modality, Task
 from mrpipe.store.layout import StoreLayout
 
@@ -30,24 +31,7 @@ Finding = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json` of a store, format 2.
-
-    Attributes:
-        format: version number of the on-disk format.
-        origin: `simulated` or `export`.
-        options: reader options with which the store was built.
-        modalities: declaration fields of `schema.Modality` plus `file, rows, size, sha256`, in bit order.
-        labels: `schema.Task` fields plus `file, rows, size, sha256`, the default task first.
-        splits: `scheme, method, seed, grouping, counts, file, rows, size, sha256`.
-        tables: `name, file, rows, size, sha256` of samples, dictionary and attrition.
-        inputs: path relative to the export, size in bytes and SHA-256 of the raw files.
-        code_hash: hash of the code that can affect the store.
-        pattern_counts: modality combination (names joined by `+`) → number of samples.
-        options_changed: names of options that differ from their defaults.
-        citation, licence, provider: as declared by the dataset.
-        card: `file, size, sha256` of README.md.
-        store_id: first 16 hex digits of the hash of all that describes the data (`content_id`).
-    """
+    """Keys of `manifest.json`, format 2, as docs/store-format.md defines them; the checksum is added on writing."""
 
     format: int
     dataset: str
@@ -71,6 +55,7 @@ class Manifest:
     citation: str
     licence: str
     provider: str
+    people: bool
     card: Mapping[str, Any]
     store_id: str
 
@@ -79,14 +64,28 @@ class Manifest:
         """All tables: `file, rows, size, sha256`."""
         return [*self.tables, *self.modalities, *self.labels, *self.splits]
 
+    @property
+    def count(self) -> type[int]:
+        """Type of counts on shared pages."""
+        return Count if self.people and self.origin != "simulated" and not values_shown() else int
+
+    def shared(self) -> "Manifest":
+        """The manifest for a shared page: with rounded counts, if samples are of people."""
+        count, tables = self.count, ("modalities", "labels", "splits")
+        counts: dict[str, Any] = {k: [{**e, "rows": count(e["rows"])} for e in getattr(self, k)] for k in tables}
+        for split in counts["splits"]:
+            split["counts"] = {part: count(n) for part, n in split["counts"].items()}
+        counts |= {"n_samples": count(self.n_samples), "n_subjects": count(self.n_subjects)}
+        counts["pattern_counts"] = {pattern: count(n) for pattern, n in self.pattern_counts.items()}
+        counts["notes"] = self.notes if count is int else tuple(map(counts_rounded, self.notes))
+        return dataclasses.replace(self, **counts)
+
     def declared_modalities(self) -> tuple[Modality, ...]:
         return tuple(Modality.from_json(json.dumps(m)) for m in self.modalities)
 
     def declared_tasks(self) -> tuple[Task, ...]:
-        return tuple(
-            Task(name=t["name"], kind=t["kind"], classes=tuple(t["classes"]), description=t["description"])
-            for t in self.labels
-        )
+        names = [field.name for field in dataclasses.fields(Task)]
+        return tuple(Task(**{**{k: t[k] for k in names}, "classes": tuple(t["classes"])}) for t in self.labels)
 
     def to_json(self) -> str:
         return with_checksum(dataclasses.asdict(self))
@@ -112,8 +111,8 @@ def with_checksum(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, "checksum": checksum(values)}, indent=1) + "\n"
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Object of a JSON file, without a check of its checksum.
+def read_sealed_json(path: Path) -> tuple[dict[str, Any], str]:
+    """Object of a JSON file, and the checksum that it should contain.
 
     Raises:
         DataError: not a JSON object.
@@ -124,10 +123,10 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"a JSON {type(values).__name__}")
+        return values, checksum(values)
     except (ValueError, RecursionError) as error:
         found = f"{type(error).__name__}: {error}"
         raise DataError(Fault(file=str(path), expected="a JSON object", found=found, fix=RESTORE)) from error
-    return values
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -142,7 +141,7 @@ def read_manifest(root: Path) -> Manifest:
         found = "no manifest" if root.is_dir() else "a file" if root.exists() else "no such folder"
         fix = "Check the path. If a build was interrupted, run it again."
         raise DataError(Fault(file=str(root), expected="a sealed store (manifest.json)", found=found, fix=fix))
-    values = read_sealed_json(path)
+    values, computed = read_sealed_json(path)
     version = values.get("format")
     if type(version) is int and version != FORMAT:
         newer = version > FORMAT
@@ -150,7 +149,7 @@ def read_manifest(root: Path) -> Manifest:
         fix = "Update mrpipe." if newer else "Build the store again."
         raise DataError(Fault(file=str(path), expected=f"store format {FORMAT}", found=found, fix=fix))
     findings = list(_schema_findings(values)) or list(_contradictions(values))
-    if values.get("checksum") != checksum(values):
+    if values.get("checksum") != computed:
         findings.append(("checksum", "the hash of the other keys", _shown(values.get("checksum"))))
     elif values.get("store_id") != content_id(values):
         findings.append(("store_id", "the hash of the keys that describe the data", _shown(values.get("store_id"))))
@@ -159,7 +158,8 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(Fault(file=str(path), column=k or None, expected=e, found=f, fix=fix) for k, e, f in findings)
     # Newer versions of the same format may add keys.
     names = {f.name for f in dataclasses.fields(Manifest)}
-    return Manifest(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+    return Manifest(**known)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Atomic, deterministic Parquet writer: row groups of about 32 MiB, zstd, statistics on key columns only."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpipe.locks import temporary_name
+from mrpipe.privacy import NUMBER
 
 ROW_GROUP_BYTES = 32 * 2**20
+_FORMULA = r"^[=+\-@\t\r]"
 KEY_COLUMNS = frozenset({"sample_id", "subject_id", "modality_mask"})
 
 
@@ -33,6 +36,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, frame: pl.DataFrame) -> None:
+    """Write a CSV file atomically; texts and names that a spreadsheet would run as a formula get an apostrophe."""
+    formula = (text := pl.col(pl.String)).str.contains(_FORMULA) & ~text.str.contains(NUMBER)
+    with replacing(path) as temporary:
+        safe = frame.with_columns(pl.when(formula).then("'" + text).otherwise(text).name.keep())
+        safe.rename(lambda name: f"'{name}" if re.match(_FORMULA, name) else name).write_csv(temporary)
 
 
 def _is_float(dtype: pa.DataType) -> bool:

@@ -1,9 +1,13 @@
 """`mrpipe show` and `mrpipe audit`: summaries in the terminal."""
 
+from collections.abc import Iterable
+
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from mrpipe.privacy import printable
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 
@@ -14,11 +18,12 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name)
-    return table
+def _print_table(console: Console, title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table; names are neither markup nor control characters."""
+    table = Table(*columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(printable(str(cell))) for cell in row))
+    console.print(table)
 
 
 def show(store: Store, console: Console | None = None) -> None:
@@ -26,36 +31,26 @@ def show(store: Store, console: Console | None = None) -> None:
     console = console or _Console()
     m = store.manifest
     origin = "[bold red]SIMULATED[/]" if m.origin == "simulated" else "real export"
-    console.print(f"[bold]{m.title}[/]  store {m.store_id}  {origin}  release {m.release}")
+    title, release = (escape(printable(text)) for text in (m.title, m.release))
+    console.print(f"[bold]{title}[/]  store {m.store_id}  {origin}  release {release}")
     console.print(f"{m.n_samples} samples of {m.n_subjects} subjects; default split {m.default_scheme}\n")
-    table = _table("Modalities", "name", "bit", "kind", "shape", "dtype", "rows", "MiB", "encoder")
-    for modality, entry in zip(store.modalities, m.modalities, strict=True):
-        size, mib = "×".join(map(str, modality.shape)), f"{entry['size'] / 2**20:.1f}"
-        stored = (modality.bit, modality.kind, size, modality.dtype, entry["rows"], mib)
-        table.add_row(modality.name, *map(str, stored), modality.encoder or "–")
-    console.print(table)
-    table = _table("\nCombinations", "modalities", "samples", "share", "")
-    for name, n in m.pattern_counts.items():
-        share = n / m.n_samples
-        table.add_row(name, str(n), f"{share:.1%}", "█" * max(1, round(30 * share)))
-    console.print(table)
-    table = _table("\nCohort flow", "step", "reason", "before", "after")
-    for step, reason, before, after in store.attrition.iter_rows():
-        table.add_row(str(step), reason, str(before), str(after))
-    console.print(table)
-    if len(lost := store.losses.filter(pl.col("step") > 0)):
-        table = _table("\nExcluded from one modality", "modality", "reason", "before", "after")
-        for modality, _, reason, before, after in lost.iter_rows():
-            table.add_row(modality, reason, str(before), str(after))
-        console.print(table)
-    table = _table("\nLabels", "task", "kind", "classes", "labelled")
-    for label in m.labels:
-        table.add_row(label["name"], label["kind"], ", ".join(label["classes"]) or "–", str(label["rows"]))
-    console.print(table)
-    table = _table("\nSplits", "scheme", *PARTS, "method")
-    for split in m.splits:
-        table.add_row(split["scheme"], *(str(split["counts"].get(p, 0)) for p in PARTS), split["method"])
-    console.print(table)
+    columns = ("name", "bit", "kind", "shape", "dtype", "rows", "MiB", "encoder")
+    rows: list[tuple[object, ...]] = []
+    for x, entry in zip(store.modalities, m.modalities, strict=True):
+        size, mib = "×".join(map(str, x.shape)), f"{entry['size'] / 2**20:.1f}"
+        rows.append((x.name, x.bit, x.kind, size, x.dtype, entry["rows"], mib, x.encoder or "–"))
+    _print_table(console, "Modalities", columns, rows)
+    shares = ((name, n, n / m.n_samples) for name, n in m.pattern_counts.items())
+    bars = [(name, n, f"{share:.1%}", "█" * max(1, round(30 * share))) for name, n, share in shares]
+    _print_table(console, "\nCombinations", ("modalities", "samples", "share", ""), bars)
+    _print_table(console, "\nCohort flow", ("step", "reason", "before", "after"), store.attrition.iter_rows())
+    if len(lost := store.losses.filter(pl.col("step") > 0).drop("step")):
+        of_lost = ("modality", "reason", "before", "after")
+        _print_table(console, "\nExcluded from one modality", of_lost, lost.iter_rows())
+    labels = [(t["name"], t["kind"], ", ".join(t["classes"]) or "–", t["rows"]) for t in m.labels]
+    _print_table(console, "\nLabels", ("task", "kind", "classes", "labelled"), labels)
+    splits = [(s["scheme"], *(s["counts"].get(p, 0) for p in PARTS), s["method"]) for s in m.splits]
+    _print_table(console, "\nSplits", ("scheme", *PARTS, "method"), splits)
 
 
 def show_audit(found: pl.DataFrame, console: Console | None = None) -> None:
@@ -64,13 +59,8 @@ def show_audit(found: pl.DataFrame, console: Console | None = None) -> None:
     if found.is_empty():
         console.print("no feature and no mask bit nearly determines the label on its own")
         return
-    table = _table(
-        "Features that nearly determine the label on their own",
-        *("AUROC", "class", "modality", "feature", "predictor", "n", "source"),
-    )
-    for row in found.iter_rows(named=True):
-        source = ", ".join(row[k] for k in ("source_file", "source_column") if row[k])
-        table.add_row(
-            f"{row['auroc']:.3f}", row["class"], row["modality"], row["feature"], row["what"], str(row["n"]), source
-        )
-    console.print(table)
+    columns = ("AUROC", "class", "modality", "feature", "predictor", "n", "source")
+    sources = [", ".join(filter(None, pair)) for pair in found.select("source_file", "source_column").iter_rows()]
+    known = found.select("auroc", "class", "modality", "feature", "what", "n").rows()
+    rows = [(f"{auroc:.3f}", *row, source) for (auroc, *row), source in zip(known, sources, strict=True)]
+    _print_table(console, "Features that nearly determine the label on their own", columns, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from mrpipe.errors import shape
 from mrpipe.ids import alike, near_miss
 
 
@@ -22,7 +23,12 @@ from mrpipe.ids import alike, near_miss
         ("sub-0042", "42", "a prefix"),
     ],
 )
-def test_near_misses_are_found_with_an_example(unknown: str, known: str, difference: str) -> None:
+def test_near_misses_are_found_with_an_example(
+    unknown: str, known: str, difference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = f"1 differs only in {difference}, such as {shape(unknown)} instead of {shape(known)}"
+    assert near_miss([unknown, None], ["y", known]) == shapes
+    monkeypatch.setenv("MRPIPE_SHOW_VALUES", "1")
     expected = f"1 differs only in {difference}, such as {unknown!r} instead of {known!r}"
     assert near_miss([unknown, None], ["y", known]) == expected
 
@@ -36,7 +42,7 @@ def test_other_ids_are_no_near_misses() -> None:
 
 
 def test_alike_values_differ_in_writing_only() -> None:
-    assert alike(pl.Series(["x", "Ann ", "ann", None])) == "'Ann ' and 'ann'"
-    assert alike(pl.Series(["1", "1.0", "A1"])) == "'1' and '1.0'"
-    assert alike(pl.Series(["007", "7"])) == "'007' and '7'"
+    assert alike(pl.Series(["x", "Ann ", "ann", None])) == "'••• ' and '•••'"
+    assert alike(pl.Series(["1", "1.0", "A1"])) == "'•' and '•.•'"
+    assert alike(pl.Series(["007", "7"])) == "'•••' and '•'"
     assert alike(pl.Series(["Ann", "Anne", "1.5", "1"])) == ""

@@ -129,8 +129,8 @@ def test_repeated_column_is_reported(tmp_path: Path, header: str) -> None:
 @pytest.mark.parametrize(
     ("content", "column", "line", "found"),
     [
-        ("id,age\n1,20\n2,old\n3,x\n", "age", 3, "'old'"),
-        ("id,age\n\n1,20\n2,2.5\n", "age", 4, "'2.5'"),
+        ("id,age\n1,20\n2,old\n3,x\n", "age", 3, "text of 3 characters"),
+        ("id,age\n\n1,20\n2,2.5\n", "age", 4, "a number"),
         ("id,age\n1,20\n,21\n", "id", 3, "empty"),
     ],
 )
@@ -150,7 +150,7 @@ def test_integers_may_have_zero_decimals(tmp_path: Path) -> None:
 
 def test_invalid_identifiers_are_not_printed(tmp_path: Path) -> None:
     fault = fault_of(write(tmp_path / "t.csv", "subject_id\n1\n1234x\n"), (Column(name="subject_id", dtype=pl.Int64),))
-    assert (fault.line, fault.found) == (3, "other text")
+    assert (fault.line, fault.found) == (3, "text of 5 characters")
 
 
 @pytest.mark.parametrize(
@@ -337,11 +337,11 @@ def test_unmatched_names_are_a_note_up_to_the_limit_and_a_fault_above() -> None:
         others = (names - {"AB"}) | {"ab"}
         report_unmatched(names, others, "ids", file="t.csv", notes=notes, faults=faults, limit=0.2)
     assert notes == [
-        "t.csv: 1 of 5 ids (20.0%): AB; 1 differs only in case, padding or quotes, such as 'AB' instead of 'ab'"
+        "t.csv: 1 of 5 ids (20.0%): AB; 1 differs only in case, padding or quotes, such as '••' instead of '••'"
     ]
     (fault,) = faults.faults
     assert (
-        fault.found == "1 of 4 ids (25.0%): AB; 1 differs only in case, padding or quotes, such as 'AB' instead of 'ab'"
+        fault.found == "1 of 4 ids (25.0%): AB; 1 differs only in case, padding or quotes, such as '••' instead of '••'"
     )
     assert "max_unmatched" in fault.fix
 

@@ -13,7 +13,8 @@ from mrpipe.datasets.mimic.scan.scanner import read_header
 from mrpipe.delimited import read_table
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.imaging.nifti import load_nifti
-from mrpipe.raw import Folder, read_pickle
+from mrpipe.pickles import read_pickle
+from mrpipe.raw import Folder
 from tests.datasets.forbidden import forbid
 
 

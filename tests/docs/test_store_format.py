@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "store-format.md").read_text(encoding="utf-8")
 STORES = sorted((PROJECT / "tests" / "data" / "stores").glob("format-2*"))
 DOCUMENTED = set(re.findall(r"`([\w<>.]+)`", PAGE))
-SINCE_0_2 = {"options_changed", "citation", "licence", "provider"}
+NOT_IN_ID = {"code_hash", "mrpipe_version", "card", "store_id", "checksum"}
 DECLARATION = ("name", "bit", "kind", "shape", "dtype", "encoding", "irregular", "time_unit", "encoder", "description")
 
 
@@ -53,10 +53,8 @@ def test_there_is_an_archived_store() -> None:
 def test_manifest_has_the_required_keys(manifest: dict[str, Any]) -> None:
     table = PAGE.split("## manifest.json", 1)[1].split("**File entry.**", 1)[0]
     keys = {k for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for k in re.findall(r"`(\w+)`", row)}
-    assert keys >= SINCE_0_2
-    assert set(re.findall(r"^\| .*?`(\w+)`.*Since 0\.2", table, re.MULTILINE)) <= SINCE_0_2
-    assert set(manifest) >= keys - SINCE_0_2
-    assert manifest["format"] == 1
+    assert set(manifest) == keys
+    assert manifest["format"] == 2
     assert manifest["origin"] in ("simulated", "export")
 
 
@@ -92,15 +90,26 @@ def test_layout(store: Path, manifest: dict[str, Any]) -> None:
         assert not re.search(r'["` ]/\w', text)
 
 
+def canonical_hash(values: dict[str, Any], *, without: set[str]) -> str:
+    kept = {key: value for key, value in values.items() if key not in without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
 def test_files_match_their_entries_and_name_the_store(store: Path, manifest: dict[str, Any]) -> None:
-    lines = []
     for entry in entries(manifest):
         path = store / entry["file"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         assert (path.stat().st_size, digest) == (entry["size"], entry["sha256"])
         assert pq.read_metadata(path).num_rows == entry["rows"]
-        lines.append(f"{entry['file']} {entry['sha256']}\n".encode())
-    assert hashlib.sha256(b"".join(sorted(lines))).hexdigest()[:16] == manifest["store_id"]
+    card = (store / manifest["card"]["file"]).read_bytes()
+    assert (len(card), hashlib.sha256(card).hexdigest()) == (manifest["card"]["size"], manifest["card"]["sha256"])
+    assert canonical_hash(manifest, without=NOT_IN_ID)[:16] == manifest["store_id"]
+    assert canonical_hash(manifest, without={"checksum"}) == manifest["checksum"]
+    provenance = json.loads((store / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["store_id"] == manifest["store_id"]
+    assert canonical_hash(provenance, without={"checksum"}) == provenance["checksum"]
+    files = {entry["file"] for entry in entries(manifest)} | {"README.md", "manifest.json", "provenance.json"}
+    assert {p.relative_to(store).as_posix() for p in store.rglob("*") if p.is_file()} == files
 
 
 def test_samples(store: Path, manifest: dict[str, Any]) -> None:
@@ -170,6 +179,8 @@ def test_labels(store: Path, manifest: dict[str, Any]) -> None:
     samples = pl.read_parquet(store / "samples.parquet")
     for task in manifest["labels"]:
         frame = pl.read_parquet(store / task["file"])
+        declared = {k: task[k] for k in ("name", "kind", "classes", "description")}
+        assert json.loads(metadata(store / task["file"])["mrpipe.task"]) == declared
         dtype = pl.Int8 if task["kind"] == "classification" else pl.Float32
         assert dict(frame.schema) == {"sample_id": pl.String, "value": dtype}
         assert rising(frame["sample_id"])
@@ -221,8 +232,6 @@ def test_dictionary(store: Path, manifest: dict[str, Any]) -> None:
 
 def test_attrition(store: Path, manifest: dict[str, Any]) -> None:
     frame = pl.read_parquet(store / "attrition.parquet")
-    if "modality" not in frame.columns:
-        frame = frame.with_columns(pl.lit(None, pl.String).alias("modality"))
     types = {"step": pl.Int32, "reason": pl.String, "n_before": pl.Int64, "n_after": pl.Int64, "modality": pl.String}
     assert dict(frame.schema) == types
     final = {None: manifest["n_samples"]} | {m["name"]: m["rows"] for m in manifest["modalities"]}

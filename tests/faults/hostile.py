@@ -6,6 +6,7 @@ reads each by the entry of its reader with 4 GiB of address space.
 
 import bz2
 import contextlib
+import functools
 import io
 import json
 import lzma
@@ -47,7 +48,13 @@ def member(data: bytes) -> bytes:
 
 def gz(size: int, byte: bytes = b"\0", start: bytes = b"") -> bytes:
     """A gzip file that expands to `start` and `size` equal bytes."""
-    return (member(start) if start else b"") + member(byte * 2**24) * (size // 2**24)
+    return (member(start) if start else b"") + block(byte) * (size // 2**24)
+
+
+@functools.cache
+def block(byte: bytes) -> bytes:
+    """A member that expands to 16 MiB of equal bytes."""
+    return member(byte * 2**24)
 
 
 def deflate_zip(name: str, size: int) -> bytes:

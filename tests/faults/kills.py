@@ -31,8 +31,16 @@ from tests.faults.toy_files import TRAIN_OPTIONS
 
 PROJECT = Path(__file__).parents[2]
 # Files that record times, the machine or the process.
-VOLATILE = {"cost.json", "test_cost.json", "log.txt", "provenance.json", "history.parquet", "trials.parquet"}
-VOLATILE |= {"result.json", "best.json", "model.pt", "page.html", "results.parquet", "metrics.json.tmp"}
+VOLATILE = {"cost.json", "test_cost.json", "log.txt", "provenance.json", "history.parquet", "inputs.json"}
+VOLATILE |= {
+    "trials.parquet",
+    "result.json",
+    "best.json",
+    "model.pt",
+    "page.html",
+    "results.parquet",
+    "metrics.json.tmp",
+}
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM")
 Commands = Sequence[Sequence[str]]
 

@@ -155,7 +155,7 @@ def pairs(data: Path) -> dict[str, tuple[Callable[[Path], Command], Callable[[Pa
         "run seeds": (of(train, store1, 0), of(train, store1, 1)),
         "run same": (of(train, store1, 0), of(train, store1, 0)),
         "run stores": (of(train, store1, 0), of(train, store2, 0)),
-        "run methods": (of(train, store1, 0), of(train, store1, 0, "--preset", "code-intended")),
+        "run transforms": (of(train, store1, 0), of(train, store1, 0, "--transform", "impute=median")),
         "search seeds": (of(search, store1, 0), of(search, store1, 1)),
         "search same": (of(search, store1, 0), of(search, store1, 0)),
         "index.html same": (of(report, store1), of(report, store1)),

@@ -13,7 +13,7 @@ from tests.faults.fuzz import runner
 from tests.faults.fuzz.containers import mutation_for
 from tests.faults.fuzz.targets import TARGETS, Target
 
-SHORT = 16  # mutations per format that is read in a few hundredths of a second; fewer of the others
+SHORT = 8  # mutations per format that is read in a few hundredths of a second; fewer of the others
 LONG = 1000  # mutations per reader
 READERS = sorted({t.reader for t in TARGETS})
 
@@ -31,7 +31,7 @@ def described(findings: Iterable[runner.Finding]) -> str:
 
 
 def test_every_format_is_read_or_refused(bases: Path) -> None:
-    tasks = {t.name: range(max(3, SHORT // t.cost)) for t in TARGETS}
+    tasks = {t.name: range(max(2, SHORT // t.cost)) for t in TARGETS}
     found = runner.fuzz(tasks, 0, bases)
     findings = [f for outcomes in found.values() for f in outcomes.findings]
     assert not findings, described(findings)
@@ -39,7 +39,7 @@ def test_every_format_is_read_or_refused(bases: Path) -> None:
         assert outcomes.counts.total() == len(tasks[name])
     # Otherwise the mutations would be too mild to test anything.
     refused = [n for n, outcomes in found.items() if outcomes.counts["refused"]]
-    assert len(refused) > 0.75 * len(TARGETS)
+    assert len(refused) > 0.7 * len(TARGETS)
 
 
 @pytest.mark.slow

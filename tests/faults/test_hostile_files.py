@@ -21,6 +21,7 @@ SLOW = {
     *("mimic of line ends", "mimic of commas", "nifti that is zeros"),
     *("vcf with a line of 3 GB", "vcf with a header of 3 GB", "vcf of line ends", "vcf of 10^6 samples"),
     *("vcf of one record repeated", "nifti.gz of many voxels of a byte", "csv of a million columns"),
+    *("search space of nested anchors", "search space nested deep", "search space of bad dates"),
     *("bim without line ends", "fam of one long line", "sav that claims many rows", "parquet.gz"),
     *("csv.gz of line ends", "csv.gz of commas", "csv.gz in cp1252", "legend of line ends"),
     *(

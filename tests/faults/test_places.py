@@ -114,7 +114,7 @@ def test_unusual_names(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     store = base / "store"
     assert main(["export", str(store), f"--out={name}", "--modalities", "labs"]) == 0
     assert (tmp_path / name / "samples.csv").is_file()
-    file = f"{name[:70]}.parquet"
+    file = f"{name[:235]}.parquet"
     assert main(["mask", str(store), "--p", "0.5", f"--out={file}"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, file])
 
@@ -134,7 +134,9 @@ def test_an_export_behind_a_symlink_is_still_simulated(base: Path, tmp_path: Pat
 
 def run(command: list[str], cwd: Path, user: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command as another user, in a folder that is deleted by then if it is named `gone`."""
-    program = "import os, sys; from mrpipe.cli.main import main\n"
+    # Another user may lack the right to read the interpreter's modules, so they are imported first.
+    program = "import os, sys, mrpipe.stages.simulate; from mrpipe.datasets import get_dataset\n"
+    program += "from mrpipe.cli.main import main, find_command; find_command('simulate'); get_dataset('tables')\n"
     program += f"os.chdir({str(cwd)!r})\n" + (f"os.rmdir({str(cwd)!r})\n" if cwd.name == "gone" else "")
     program += (f"os.setgroups([]); os.setuid({user})\n" if user else "") + "sys.exit(main(sys.argv[1:]))"
     return subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, env=os.environ)

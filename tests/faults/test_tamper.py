@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mrpipe import open_store
 from mrpipe.cli.main import main
 from mrpipe.errors import DataError, UsageError
+from mrpipe.raw import sha256
 from mrpipe.stages.build import build
 from mrpipe.stages.seal import seal
 from mrpipe.stages.simulate import simulate
@@ -197,6 +200,17 @@ def test_edits_that_contradict_the_files_are_found_despite_new_checksums(store: 
     refused(store, "manifest.json")
 
 
+def test_a_genotype_of_another_length_is_found_despite_new_checksums(store: Path) -> None:
+    path, manifest = store / "modalities" / "genotype.parquet", manifest_of(store)
+    entry = manifest["modalities"][3]
+    table = pq.read_table(path)
+    calls = pa.array([x[:-1] for x in table["x"].to_pylist()], pa.binary())
+    pq.write_table(table.set_column(1, "x", calls), path)
+    entry |= {"size": path.stat().st_size, "sha256": sha256(path)}
+    reseal(store, manifest)
+    refused(store, "6 bytes per sample")
+
+
 def test_swapped_bits_and_names_are_found_despite_new_checksums(store: Path) -> None:
     manifest = manifest_of(store)
     for key in ("bit", "name", "shape", "sha256"):
@@ -207,8 +221,13 @@ def test_swapped_bits_and_names_are_found_despite_new_checksums(store: Path) -> 
         refused(store, "")
 
 
+# Nesting that can be read, but perhaps not be written.
+DEEP = '{"format": 2, "options": ' + "[" * 900 + "]" * 900 + "}"
+
+
 def test_damaged_json_is_invalid_data(store: Path) -> None:
-    for text in ("", "{", "[]", "null", "1", '"x"', "[" * 100_000, "{}", '{"format": 2}', "\x00", "NaN", "1" * 5000):
+    few = ("", "{", "[]", "null", "1", '"x"', "{}", '{"format": 2}', "\x00", "NaN")
+    for text in (*few, "1" * 5000, "[" * 100_000, DEEP):
         for name in ("manifest.json", "provenance.json"):
             path = store / name
             whole = path.read_bytes()
@@ -322,7 +341,8 @@ def test_every_command_that_reads_values_refuses_an_altered_file(
     flip(store / "modalities" / "table.parquet", 0.5)
     assert main([str(store) if word == "STORE" else word for word in verb]) == 3
     assert "table.parquet: expected SHA-256" in capsys.readouterr().err
-    assert {p.name for p in tmp_path.iterdir()} <= {"store", "cache", "run"}
+    assert {p.name for p in tmp_path.iterdir()} <= {"store", "cache", "run", "report"}
+    assert not any((tmp_path / "report").glob("*"))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,9 @@ def adni(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_form_containing_the_diagnosis_is_found_with_its_source(adni: Path, tmp_path: Path) -> None:
+def test_form_containing_the_diagnosis_is_found_with_its_source(
+    adni: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PTHOME rewritten to equal the label and MH19OTHR known only for patients are both listed with their column."""
     dataset = get_dataset("adni")
     raw = tmp_path / "raw"
@@ -44,6 +46,9 @@ def test_form_containing_the_diagnosis_is_found_with_its_source(adni: Path, tmp_
     other = pl.Series([("1" if label.get(p, 0) == 2 else "") for p in frame["PTID"]])
     frame.with_columns(other.alias("MH19OTHR")).write_csv(history, quote_style="always")
     build(dataset, raw, tmp_path / "leaky", {})
+    found = audit(mrpipe.open_store(tmp_path / "leaky"), threshold=0.95, alpha=1)
+    assert set(found.filter(pl.col("source_column") == "PTHOME")["what"]) == {"is one of its levels"}
+    monkeypatch.setenv("MRPIPE_SHOW_VALUES", "1")
     found = audit(mrpipe.open_store(tmp_path / "leaky"), threshold=0.95, alpha=1)
     assert found.schema == AUDIT_SCHEMA
     leaks = found.filter(pl.col("source_column") == "PTHOME")
@@ -85,7 +90,7 @@ def test_only_training_rows_are_audited(adni: Path, tmp_path: Path) -> None:
         .alias("value")
     )
     turned.write_parquet(store.path / "labels" / "diagnosis.parquet")
-    assert audit(mrpipe.open_store(tmp_path / "store"), threshold=0.6, alpha=1).equals(before)
+    assert audit(store, threshold=0.6, alpha=1).equals(before)
 
 
 def test_invalid_arguments_are_refused(adni: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_stores_of_format_1_are_refused_by_name() -> None:
 
 def test_values_of_format_2_are_unchanged() -> None:
     store = mrpipe.open_store(STORES[0])
-    assert store.store_id == "29d8a61997a6222d"
+    assert store.store_id == "c90147a4d1b65b05"
     first = [5.5882649421691895, 1.6925275325775146, np.nan, 3.0, 1.0, 1.0, 0.0]
     np.testing.assert_array_equal(store.arrays("table").x[0], np.array(first, dtype=np.float32))
 

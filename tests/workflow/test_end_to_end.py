@@ -135,7 +135,7 @@ def test_an_altered_store_is_neither_sealed_again_nor_used(
     """One more method on a finished store, after one bit of a table was flipped, with a new or the old time."""
     folder = Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
     config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
-    store, built = folder / "results/stores/mosi", folder / "results/build/mosi/store"
+    store = folder / "results/stores/mosi"
     manifest = (store / "manifest.json").read_bytes()
     for keep_time in (False, True):
         config["experiments"]["mosi"]["methods"] = ["moe_retriever", "majority" if keep_time else "logistic"]
@@ -146,8 +146,16 @@ def test_an_altered_store_is_neither_sealed_again_nor_used(
         assert not [job for job in outcome.jobs if job.split(" ")[0] in ("ingest", "samples", "split", "seal")]
         assert (store / "manifest.json").read_bytes() == manifest
         flip(store / "modalities/text.parquet", keep_time=keep_time)
-    # The tables of the build, too, are refused if they changed after their step. The store is then built again.
-    flip(built / "modalities/text.parquet", keep_time=False)
+
+
+@pytest.mark.slow
+def test_a_deleted_store_is_built_again_but_not_from_altered_tables(
+    snakemake: Any, finished: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
+    config = {key: {"mosi": tiny[key]["mosi"]} for key in ("datasets", "experiments")}
+    store = folder / "results/stores/mosi"
+    flip(folder / "results/build/mosi/store/modalities/text.parquet", keep_time=False)
     shutil.rmtree(store)
     outcome = snakemake("stores", "--show-failed-logs", folder=folder, config=config)
     assert outcome.code != 0

@@ -256,8 +256,14 @@ def test_files(wildcards):
     return {"mask": mask, "verified": f"<results>/verified/{run.test_store}.txt"}
 
 
+def store_files(name):
+    """The verification of a store and, so that a deleted store is built again, its manifest."""
+    built = [] if SUITES.store(name).sealed else [f"<results>/stores/{name}/manifest.json"]
+    return [f"<results>/verified/{name}.txt", *built]
+
+
 def store_targets(wildcards):
-    return [*(f"<results>/verified/{name}.txt" for name in PLAN.stores), *EXTRA_TARGETS]
+    return [*(file for name in PLAN.stores for file in store_files(name)), *EXTRA_TARGETS]
 
 
 def run_targets(wildcards):

@@ -25,7 +25,7 @@ def suite_targets(name):
         files = []
         for part in SUITES.parts(name):
             files += [f"<results>/suites/{part.name}/{file}" for file in ("settings.json", "finished")]
-            files += [f"<results>/verified/{store}.txt" for store in part.stores]
+            files += [file for store in part.stores for file in store_files(store)]
         files += [f"<results>/suites/{name}/finished"] if compared_tables(name) else []
         return [*files, f"<results>/suites/{name}/report/index.html"]
 

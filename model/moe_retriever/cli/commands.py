@@ -227,9 +227,9 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     frame = measure(configs=configs, device=device, steps=arguments.steps, **_data(arguments))
     show(frame)
     if arguments.out is not None:
-        from mrpipe.store.parquet import write_text
+        from mrpipe.store.parquet import write_csv
 
-        write_text(arguments.out, frame.write_csv())
+        write_csv(arguments.out, frame)
 
 
 def _methods(arguments: argparse.Namespace) -> None:

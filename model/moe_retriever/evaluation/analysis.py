@@ -14,7 +14,7 @@ from moe_retriever.training import gradients
 from moe_retriever.training.checkpoint import Trained, load_run
 from mrpipe.errors import UsageError
 from mrpipe.reading import read_frame
-from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.store.parquet import write_csv, write_frame
 from mrpipe.store.reader import Store
 
 # Kinds of analyses and the files of each.
@@ -106,8 +106,8 @@ def _routing(trained: Trained, data: Data, out: Path, request: Request) -> list[
         )
     selection, shares = routing.expert_selection(visits), routing.combination_shares(visits)
     write_frame(out / "visits.parquet", visits)
-    write_text(out / "expert_selection.csv", selection.write_csv())
-    write_text(out / "combination_shares.csv", shares.write_csv())
+    write_csv(out / "expert_selection.csv", selection)
+    write_csv(out / "combination_shares.csv", shares)
     pictures = [
         *plots.save(plots.expert_selection(selection), out / "expert_selection"),
         *plots.save(plots.combination_shares(shares), out / "combination_shares"),
@@ -122,7 +122,7 @@ def _gradients(run: Path, out: Path) -> pl.DataFrame:
     frame = read_frame(path)
     if frame.is_empty():
         raise UsageError("no training sample has two modalities, or the method is not trained with gradients")
-    write_text(out / "gradients.csv", frame.write_csv())
+    write_csv(out / "gradients.csv", frame)
     return frame
 
 
@@ -133,7 +133,7 @@ def _embedding(trained: Trained, data: Data, out: Path, request: Request) -> lis
     found = embedding.before_and_after(trained.method, data, rows, combination)
     points, close = embedding.tsne(found), embedding.closeness(found)
     write_frame(out / "embedding.parquet", points)
-    write_text(out / "closeness.csv", close.write_csv())
+    write_csv(out / "closeness.csv", close)
     missing = ", ".join(found.missing)
     titles = {}
     for stage, words in (("before", f"before retrieval of {missing}"), ("after", f"after retrieval of {missing}")):

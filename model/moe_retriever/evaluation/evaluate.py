@@ -29,7 +29,7 @@ from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import read_masks, read_realised
 from mrpipe.raw import sha256
 from mrpipe.store import masks
-from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.store.parquet import write_csv, write_frame, write_text
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 
@@ -193,11 +193,11 @@ def evaluate_run(
     metrics = pl.concat([metrics, pattern_rows(metrics)])
     if len(rows) and not data.spec.regression:
         curve = risk_coverage(data.label[rows], found.scored)
-        write_text(out / f"risk_coverage{suffix}.csv", curve.write_csv())
+        write_csv(out / f"risk_coverage{suffix}.csv", curve)
     write_frame(out / f"predictions{suffix}.parquet", prediction_frame(data, found))
     if found.routing is not None:
         write_frame(out / f"routing{suffix}.parquet", found.routing)
-    write_text(out / f"metrics{suffix}.csv", metrics.write_csv())
+    write_csv(out / f"metrics{suffix}.csv", metrics)
     config, origin = trained.config, trained.origin
     test = {"name": name, "patterns": patterns, "store_id": store.store_id, "origin": store.manifest.origin}
     content = {

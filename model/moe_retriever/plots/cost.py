@@ -36,6 +36,7 @@ def cost(frame: pl.DataFrame, methods: Sequence[str]) -> Figure:
             axes.plot(range(len(configurations)), values_of, linewidth=1.3, markersize=5, **style)
         if len(values) and 0 < float(values.min()) * 10 < float(values.max()):  # type: ignore[arg-type]
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(bottom=0)
         axes.set_xticks(range(len(configurations)), configurations, rotation=45, ha="right", fontsize=8)

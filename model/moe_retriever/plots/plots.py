@@ -20,6 +20,7 @@ from mrpipe.store.parquet import replacing
 
 # The palette of Okabe and Ito, distinguishable with any colour vision and in greyscale.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+mpl.rcParams["text.parse_math"] = False  # names may contain $
 INK, FAINT = "#222222", "#C9CDD2"
 
 
@@ -49,7 +50,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     """
     rows = sorted(observed.items(), key=lambda kv: (-kv[1], kv[0]))
     shown, rest = rows[:max_patterns], rows[max_patterns:]
-    total = sum(observed.values())
+    total = max(1, sum(observed.values()))
     sets = [set(name_parts(pattern)) for pattern, _ in shown]
     per_modality = [sum(n for pattern, n in rows if name in name_parts(pattern)) for name in names]
     figure = blank(2.6 + 0.55 * max(4, len(shown)), 2.6 + 0.34 * len(names))
@@ -63,7 +64,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     for x, n in enumerate(counts):
         share = "<1%" if 0 < n < 0.005 * total else f"{n / total:.0%}"
         bars.annotate(f"{n}\n{share}", (x, n), ha="center", va="bottom", fontsize=8, color=INK)
-    bars.set_ylim(0, 1.28 * max(counts))
+    bars.set_ylim(0, 1.28 * max([1, *counts]))
     bars.set_ylabel("samples")
     bars.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     bars.tick_params(axis="x", length=0, labelbottom=False)

@@ -60,14 +60,13 @@ def _rows(features: pl.DataFrame) -> pl.DataFrame:
     chip = pl.concat_str([pl.lit("genotype"), pl.col("source_file").fill_null("")], separator="\x1f")
     run = pl.when(pl.col("kind") == "genotype").then(chip).otherwise(same.rle_id().cast(pl.String))
     one_description = pl.col("description").n_unique() == 1
-    runs = features.with_columns(run=run, rate=missing_rate(), levels=pl.col("levels").list.join(", "))
+    runs = features.with_columns(run=run, rate=missing_rate())
     return runs.group_by("run", maintain_order=True).agg(
         pl.len().alias("n"),
         pl.col("name").first(),
         pl.col("name").last().alias("last"),
         pl.col("kind", "unit", "source_file", "source_column").first(),
         pl.col("description").first() + pl.when(one_description).then(pl.lit("")).otherwise(pl.lit(" …")),
-        pl.col("levels").first().str.slice(0, 120),
         pl.col("n_observed").min(),
         pl.col("rate").min().alias("low"),
         pl.col("rate").max().alias("high"),

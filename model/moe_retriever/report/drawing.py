@@ -90,8 +90,7 @@ def draw(figure: Figure, path: Path, *, label: str, caption: str) -> Picture:
     return Picture(inline_svg(text, name=path.stem, label=label, file=path.name), caption)
 
 
-def inline_image(path: Path, *, label: str) -> Markup:
-    """Inline markup of a PNG or JPEG file."""
-    kind = "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else "png"
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Markup(f'<img alt="{escape(label)}" src="data:image/{kind};base64,{data}">')
+def inline_image(data: bytes, *, label: str, size: str = "") -> Markup:
+    """Inline markup of the bytes of a PNG or JPEG file; `size` has its attributes width and height."""
+    kind, text = "png" if data.startswith(b"\x89PNG") else "jpeg", base64.b64encode(data).decode("ascii")
+    return Markup(f'<img alt="{escape(label)}"{size} src="data:image/{kind};base64,{text}">')

@@ -15,6 +15,7 @@ from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
 from moe_retriever.suites.published import published_rows
+from mrpipe.privacy import SMALL
 from mrpipe.reading import read_frame
 
 # Numbers are shown for all experiments, figures only for the first ones.
@@ -81,9 +82,10 @@ def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame, metrics: Sequence[
 
 def _by_group(scores: pl.DataFrame, by: str, labels: Sequence[str], metric: Metric) -> dict[str, Any]:
     """Sizes of groups, and one metric by group; for modality combinations also the worst one and the mean."""
-    mean_n = pl.col("n").mean().round().cast(int)
+    mean_n = pl.col("n").mean().fill_null(0).round().cast(int)
     sizes = dict(scores.filter(by=by).group_by("group", maintain_order=True).agg(mean_n).iter_rows())
-    columns = {f"{g.replace('+', ' + ')} (n = {n:,})": scores.filter(by=by, group=g) for g, n in sizes.items()}
+    texts = {g: f"{g.replace('+', ' + ')} (n = {n:,})".replace("= 0)", f"< {SMALL})") for g, n in sizes.items()}
+    columns = {text: scores.filter(by=by, group=g) for g, text in texts.items()}
     if by == "combination":
         columns |= {"worst": scores.filter(by="worst_pattern"), "mean": scores.filter(by="mean_over_patterns")}
     rows = {m: [_cell(frame.filter(method=m), metric)["text"] for frame in columns.values()] for m in labels}

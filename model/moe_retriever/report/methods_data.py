@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from moe_retriever.report.references import Bibliography
-from moe_retriever.report.stores import public
+from moe_retriever.report.stores import public, shared
 from moe_retriever.suites.published import hidden_text
 from mrpipe.experiment.missingness import AT_LOAD, p_text
 from mrpipe.schema import Modality
@@ -64,13 +64,13 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
         f"(mrpipe {m.mrpipe_version}, code {m.code_hash}) contains {plural(m.n_samples, 'sample')} from "
         f"{plural(m.n_subjects, 'subject')}."
     ]
-    steps = store.attrition.to_dicts()
+    steps = shared(store, "attrition").to_dicts()
     lost = [f"{s['reason']} (n = {s['n_before'] - s['n_after']:,})" for s in steps if s["n_before"] > s["n_after"]]
     start = f"Of {steps[0]['n_before']:,} {'samples ' * steps[0]['reason'].startswith('in ')}{steps[0]['reason']}"
     left_out = steps[0]["n_before"] - steps[-1]["n_after"]
     was = "was" if left_out == 1 else "were"
     text.append(f"{start}, {left_out:,} {was} excluded: {'; '.join(lost)}." if lost else f"{start}, all were included.")
-    without = store.losses.filter(pl.col("n_before") > pl.col("n_after"))
+    without = shared(store, "losses").filter(pl.col("n_before") > pl.col("n_after"))
     for (modality,), rows in without.group_by("modality", maintain_order=True):
         why = [
             f"{r['reason'].removeprefix(f'{modality} left out: ')} (n = {r['n_before'] - r['n_after']:,})"

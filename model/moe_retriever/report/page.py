@@ -23,8 +23,9 @@ from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
 from moe_retriever.suites.published import dataset_title
 from moe_retriever.training.search_result import read_best
-from mrpipe.errors import UsageError
-from mrpipe.store.parquet import write_text
+from mrpipe.errors import UsageError, values_shown
+from mrpipe.privacy import SMALL, Count, rounded
+from mrpipe.store.parquet import write_csv, write_text
 from mrpipe.store.reader import Store, open_verified
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +58,7 @@ class Inputs:
 
 
 def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
-    """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores.
+    """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores of all groups.
 
     The page is reproducible to the byte, except for the section of times and durations.
 
@@ -77,10 +78,18 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     for kind in ("availability", "cohort", "learning", "routing"):
         for old in figures.glob(f"*-{kind}.svg"):
             old.unlink()
-    scores = tidy(runs)
+    scores, public = tidy(runs), {s.store_id for s in stores if s.manifest.count is int}
+    exact = values_shown()
+    public |= {r.metrics["store_id"] for r in (*runs, *cells) if exact or r.metrics["origin"] == "simulated"}
+    for run in (run for run in (*runs, *cells) if run.metrics["store_id"] not in public):
+        run.metrics["n"] = {part: Count(n) for part, n in run.metrics["n"].items()}
+    # The page and results.csv have no scores of small groups of people, and round the sizes of others.
+    large = (public_rows := pl.col("store_id").is_in(list(public))) | (pl.col("n") >= SMALL)
+    sizes = pl.when(public_rows).then("n").when(large).then(rounded(pl.col("n")))
+    shown = scores.with_columns(pl.when(large).then(pl.col("value", "low", "high")).name.keep(), n=sizes)
     experiments = by_experiment(runs)
     sections = [
-        describe_experiment(key, members, of_experiment(scores, key), figures, drawn=number < MAX_DRAWN)
+        describe_experiment(key, members, of_experiment(shown, key), figures, drawn=number < MAX_DRAWN)
         for number, (key, members) in enumerate(experiments.items())
     ]
     described = [describe_store(s, figures) | {"quality": describe_quality(quality_folder(s, quality))} for s in stores]
@@ -113,8 +122,8 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
     # The column is omitted unless a run has non-default transforms.
-    shown = scores if (scores["transforms"] != "").any() else scores.drop("transforms")
-    write_text(out.parent / "results.csv", shown.write_csv())
+    shown = shown if (scores["transforms"] != "").any() else shown.drop("transforms")
+    write_csv(out.parent / "results.csv", shown)
     write_text(out, html)
     return scores
 
@@ -124,6 +133,7 @@ def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Stor
     stores: dict[str, Store] = {}
     for path in (*given, *of_suites):
         store = open_verified(path)
+        store.manifest = store.manifest.shared()
         stores.setdefault(store.store_id, store)
     return list(stores.values())
 
@@ -231,6 +241,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     quality = "folder with the quality control of a store (default: the one next to the store)"
     parser.add_argument("--qc", nargs="*", default=[], metavar="STORE=DIR", help=quality)
+    exact = "exact counts, which a page that is shared should not have: rounded to 5, and hidden below, otherwise"
+    parser.add_argument("--show-values", action="store_true", help=exact)
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="HTML file to write")
 
 

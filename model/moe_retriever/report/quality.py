@@ -1,7 +1,6 @@
 """Quality control of scans: failures and their reasons, outliers, and the contact sheet."""
 
 import io
-from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import polars.selectors as cs
 from markupsafe import Markup
 from PIL import Image
 
+from moe_retriever.report.drawing import inline_image
 from mrpipe.constants import constants
 from mrpipe.imaging.qc import CAPTION, PANEL
 from mrpipe.reading import read_frame, reading
@@ -75,7 +75,6 @@ def _sheet(path: Path) -> Markup | None:
         top = sheet.convert("RGB").crop((0, 0, sheet.width, min(sheet.height, SHEET_ROWS * row)))
     buffer = io.BytesIO()
     top.save(buffer, format="JPEG", quality=82)
-    data = b64encode(buffer.getvalue()).decode("ascii")
     label = "Contact sheet: for each scan the native image with brain and grey matter outlined, the image in template "
     label += "space, and the grey-matter map; captions give the row of the table and the reason for a failure or flag."
-    return Markup(f'<img alt="{label}" width="{top.width}" height="{top.height}" src="data:image/jpeg;base64,{data}">')
+    return inline_image(buffer.getvalue(), label=label, size=f' width="{top.width}" height="{top.height}"')

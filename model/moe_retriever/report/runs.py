@@ -107,9 +107,10 @@ def read_run(folder: Path) -> ReportedRun:
     Raises:
         DataError: the run is not finished, or a file of it is damaged.
     """
+    metrics = read_metrics(folder)
     config = read_json(folder / "config.json", "the settings of a run", keys=("common", "options"))
     cost, test = (read_json(p) if p.is_file() else {} for p in (folder / "cost.json", folder / "test_cost.json"))
-    return ReportedRun(folder, read_metrics(folder), config, cost, test)
+    return ReportedRun(folder, metrics, config, cost, test)
 
 
 def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:

@@ -11,6 +11,7 @@ import polars as pl
 from moe_retriever.plots import plots
 from moe_retriever.report.dictionary import summarise
 from moe_retriever.report.drawing import draw
+from mrpipe.privacy import rounded
 from mrpipe.reading import read_json
 from mrpipe.store.audit import audit
 from mrpipe.store.layout import StoreLayout
@@ -31,7 +32,7 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
     # Unique on the page and in the names of figures.
     name = f"{m.dataset}-{store.store_id}"
     names = [x.name for x in store.modalities]
-    attrition = store.attrition
+    attrition = shared(store, "attrition")
     below = "the table below has the same numbers."
     availability = draw(
         plots.availability(m.pattern_counts, names),
@@ -61,12 +62,18 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
         "availability": availability,
         "flow": flow,
         "attrition": attrition.to_dicts(),
-        "losses": store.losses.filter(pl.col("n_before") > pl.col("n_after")).to_dicts(),
+        "losses": shared(store, "losses").filter(pl.col("n_before") > pl.col("n_after")).to_dicts(),
         "classes": _classes(store),
-        "dictionary": summarise(store.dictionary),
+        "dictionary": summarise(shared(store, "dictionary")),
         "audit": _audit(store),
         "input_bytes": sum(f["size"] for f in m.inputs),
     }
+
+
+def shared(store: Store, table: str) -> pl.DataFrame:
+    """`attrition`, `losses` or `dictionary` of a store; of people, with rounded counts."""
+    frame: pl.DataFrame = getattr(store, table)
+    return frame if store.manifest.count is int else frame.with_columns(rounded(pl.col("^n_.*$")))
 
 
 def public(value: Any) -> Any:
@@ -96,7 +103,7 @@ def _classes(store: Store) -> list[dict[str, Any]]:
         labels = store.labels(task.name)
         for scheme in store.schemes:
             counts = labels.join(store.split(scheme), on="sample_id").group_by("split", "value").len().collect()
-            table = {(part, value): n for part, value, n in counts.iter_rows()}
+            table = {(part, value): store.manifest.count(n) for part, value, n in counts.iter_rows()}
             numbers = [[table.get((part, k), 0) for part in PARTS] for k in range(len(task.classes))]
             rows = [{"name": name, "n": n} for name, n in zip(task.classes, numbers, strict=True)]
             out.append({"task": task, "scheme": scheme, "rows": rows})

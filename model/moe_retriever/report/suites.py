@@ -70,7 +70,7 @@ def _picture(suite: Path, path: Path) -> Picture:
     label = f"{suite.name}, {path.stem}: {shown}" if shown != path.stem else f"{suite.name}: {shown}"
     pixels = path.with_suffix(".png")
     if path.stat().st_size > HEAVY and pixels.is_file():
-        return Picture(inline_image(pixels, label=label), label)
+        return Picture(inline_image(pixels.read_bytes(), label=label), label)
     text = path.read_text(encoding="utf-8")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{suite.name}-{path.stem}")
     return Picture(inline_svg(text, name=name, label=label, file=str(path)), label)

@@ -24,7 +24,7 @@ from moe_retriever.training.gradients import NAME as GRADIENTS
 from mrpipe.errors import UsageError
 from mrpipe.reading import RUN_AGAIN, read_frame, reading
 from mrpipe.store.masks import combination_name, name_parts
-from mrpipe.store.parquet import write_text
+from mrpipe.store.parquet import write_csv
 from mrpipe.store.reader import Store, open_verified
 
 FLOPS = ("mflop_per_sample", "reference_mflop_per_sample")
@@ -167,7 +167,7 @@ def _gradients(
         return
     plots.save(plots.gradient_similarity(frames), places.out / f"{name}-gradients")
     everything = pl.concat(f.with_columns(pl.lit(row).alias("row")) for row, f in frames.items())
-    write_text(places.out / f"{name}-gradients.csv", everything.write_csv())
+    write_csv(places.out / f"{name}-gradients.csv", everything)
     means = everything.group_by("row", "kind", "first", "second", maintain_order=True).agg(pl.col("cosine").mean())
     pairs = list(dict.fromkeys(f"{a} · {b}" for a, b in means.select("first", "second").iter_rows()))
     for kind in dict.fromkeys(means["kind"]):
@@ -218,7 +218,7 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
         (pl.col("parameters") / 1e6).alias("parameters_m"),
         pl.col("modalities").map_elements(lambda m: short(column.dataset, name_parts(m)), return_dtype=pl.String),
     )
-    write_text(places.out / f"{name}-cost.csv", frame.write_csv())
+    write_csv(places.out / f"{name}-cost.csv", frame)
     plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
     full = frame.filter(modalities=short(column.dataset, column.modalities))
     measured = PANELS | OTHER_COSTS

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from mrpipe.privacy import markdown_text, printable
 from mrpipe.store.parquet import write_text
 
 TEMPLATE = Path(__file__).resolve().parent / "suite_table.html"
@@ -18,6 +19,7 @@ MOST_FAULTS = 12
 
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"±": r"$\pm$", "−": "$-$", "–": "--", "Δ": r"$\Delta$", "×": r"$\times$", "≥": r"$\geq$"}
 )
@@ -111,7 +113,7 @@ def heading(name: str, title: str) -> str:
 
 def markdown(page: Page) -> str:
     """Render the page as Markdown with pipe tables."""
-    parts = [f"# {page.title}", _bullets(page.origins)]
+    parts = [f"# {markdown_text(page.title)}", _bullets(page.origins)]
     parts += [f"**Not finished**\n\n{_bullets(page.shown_faults)}"] if page.faults else []
     parts += [_markdown_grid(grid) for grid in page.overview]
     parts += [_bullets(page.notes)] if page.notes else []
@@ -120,7 +122,7 @@ def markdown(page: Page) -> str:
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"* {line}" for line in lines)
+    return "\n".join(f"* {markdown_text(line)}" for line in lines)
 
 
 def _markdown_grid(grid: PageTable) -> str:
@@ -128,14 +130,15 @@ def _markdown_grid(grid: PageTable) -> str:
     for line in grid.lines:
         name = f"*{line.name}*" if line.kind != "method" else line.name
         rows.append((name, *(f"**{c.text}**" if c.bold else c.text for c in line.cells)))
-    table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
-    return f"**{grid.caption}**\n\n{table}"
+    table = "\n".join("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows)
+    return f"**{markdown_text(grid.caption)}**\n\n{table}"
 
 
 def latex(page: Page) -> str:
     """Render the tables as LaTeX floats, which need the packages booktabs and graphicx."""
-    lines = [f"% {page.title}", *(f"% {line}" for line in [*page.origins, *page.shown_faults, *page.notes])]
-    return "\n\n".join(["\n".join(lines), *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
+    texts = (page.title, *page.origins, *page.shown_faults, *page.notes)
+    comments = "\n".join(f"% {' '.join(printable(text).split())}" for text in texts)
+    return "\n\n".join([comments, *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
 
 
 def _latex_grid(grid: PageTable) -> str:
@@ -158,7 +161,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.translate(_LATEX)
+    return " ".join(printable(text).split()).translate(_LATEX)
 
 
 def html(page: Page) -> str:

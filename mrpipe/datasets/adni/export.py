@@ -1,6 +1,5 @@
 """Read the tables of a LONI export: clean values, and collect participants and visits across tables."""
 
-import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from mrpipe.datasets.adni import tables as loni
 from mrpipe.datasets.adni.files import find_tables, table_files
 from mrpipe.datasets.adni.forms import values
 from mrpipe.delimited import line_of, read_table
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, cell, shape
 from mrpipe.raw import ROW, Column, match_header, read_csv
 
 # A visit code and a date that differ by more months than this contradict each other.
@@ -34,9 +33,9 @@ def _people(frame: pl.DataFrame, path: Path, shown_as: str) -> pl.DataFrame:
     for column, bad in (("PTID", ~pl.col("ptid").str.contains(loni.PTID_PATTERN)), ("RID", pl.col("rid").is_null())):
         wrong = frame.filter(bad)
         if len(wrong):
-            masked, line = re.sub(r"\d", "9", wrong[column][0] or ""), line_of(path, int(wrong[ROW][0]))
+            value, line = wrong[column][0], line_of(path, int(wrong[ROW][0]))
             expected, fix = "SSS_S_RRRR" if column == "PTID" else "a roster number", f"{len(wrong)} rows are affected."
-            found = f"{masked!r} (digits hidden)" if masked else "an empty field"
+            found = shape(value) if value else cell(value)
             raise DataError(Fault(file=shown_as, column=column, line=line, expected=expected, found=found, fix=fix))
     return frame
 
@@ -57,7 +56,7 @@ def _validate(frame: pl.DataFrame, field: loni.Field, path: Path, shown_as: str)
     wrong = written.filter(bad)
     if len(wrong):
         fix = f"{len(wrong)} rows are affected. The file may be another table, or an export with decoded values."
-        line, found = line_of(path, int(wrong[ROW][0])), repr(wrong["v"][0])
+        line, found = line_of(path, int(wrong[ROW][0])), cell(wrong["v"][0])
         return Fault(file=shown_as, column=field.name, line=line, expected=expected, found=found, fix=fix), None
     place, effect = f"{shown_as}, column {field.name}:", "values outside the code list"
     match field.kind:
@@ -132,7 +131,7 @@ class AdniExport:
         """An invalid value in record `row` of a table that was read."""
         name = self.shown(table)
         line = line_of(self.raw / name, row)
-        return DataError(Fault(file=name, column=column, line=line, expected=expected, found=repr(found), fix=fix))
+        return DataError(Fault(file=name, column=column, line=line, expected=expected, found=cell(found), fix=fix))
 
     def _header(self, path: Path) -> list[str]:
         return read_table(path, shown_as=path.relative_to(self.raw).as_posix(), notes=[], n_rows=0).frame.columns

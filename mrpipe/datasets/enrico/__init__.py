@@ -36,6 +36,7 @@ DATASET = Dataset(
     check=check_export,
     cohort=build_cohort,
     simulate=simulate_export,
+    people=False,
     tiny={"n_screens": 40, "scale": 0.25, "zipped": True},
     notes=(
         "Each screen is its own subject. Some apps have several screens (app_id, where the metadata names it); the "

@@ -25,6 +25,7 @@ def declare(corpus: Corpus) -> Dataset:
         cohort=cohort,
         simulate=simulate,
         modalities_of=modalities_of,
+        people=False,
         tiny={"n_videos": 12, "clips_per_video": 6.0},
     )
 

@@ -20,7 +20,7 @@ from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
 from mrpipe.datasets.tables.long import check_long
 from mrpipe.datasets.tables.parser import PAGE, read_config
 from mrpipe.datasets.tables.paths import PathColumn, check_paths
-from mrpipe.errors import FaultCollector
+from mrpipe.errors import FaultCollector, cell, values_shown
 from mrpipe.forms import is_table
 from mrpipe.ids import alike
 from mrpipe.raw import few
@@ -140,7 +140,8 @@ def _modality_notes(
         if columns:
             notes.append(f"{name}: {text}: {few(columns, LISTED)}")
 
-    inferred = [f"{f.name} ({few(f.levels, 6)})" for f in features if f.levels is not None and not f.declared]
+    levels = [(f.name, f.levels) for f in features if f.levels is not None and not f.declared]
+    inferred = [f"{name} ({few(seen, 6) if values_shown() else f'{len(seen)} values'})" for name, seen in levels]
     note(inferred, "treated as categorical; a code list under `kinds` would fix the levels")
     found: dict[str, list[str]] = {text: [] for text in _COLUMN_NOTES}
     for j, f in enumerate(features):
@@ -189,7 +190,7 @@ def _column_notes(feature: TableFeature, x: NDArray[Any]) -> Iterator[tuple[str,
     outside = known[(known < low - FAR * (high - low)) | (known > high + FAR * (high - low))]
     if high > low and len(outside):
         furthest = outside[np.abs(outside - (low + high) / 2).argmax()]
-        yield far, f" ({furthest:g}; {len(outside)} of {len(known)} values)"
+        yield far, f" ({cell(float(furthest))}; {len(outside)} of {len(known)} values)"
 
 
 def _label_notes(

@@ -20,7 +20,7 @@ from mrpipe.datasets.tables.files import (
 )
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.datasets.tables.parser import read_config
-from mrpipe.errors import FaultCollector
+from mrpipe.errors import FaultCollector, cell, cells
 from mrpipe.ids import alike
 from mrpipe.schema import Attrition, Cohort
 from mrpipe.store.splits import PART_ALIASES, PARTS, require_grouped
@@ -61,7 +61,7 @@ def label_values(
     absent = [name for i, name in enumerate(label.classes) if not (value == i).any()]
     if wrong.any():
         invalid = sorted(set(text.filter(wrong).to_list()))
-        found = f"{', '.join(map(repr, invalid[:5]))} ({int(wrong.sum())} rows)"
+        found = f"{cells(invalid)} ({int(wrong.sum())} rows)"
         fix = "Add it to `classes` or `missing`, or drop its rows: drop: {column: [values]}."
         faults.add(table.fault(expected, found, fix, column=column, rows=frame[ROW].filter(wrong)))
     elif value.null_count() == len(value):
@@ -82,7 +82,7 @@ def times_of(table: RawTable, frame: pl.DataFrame, column: str, form: str, fault
     wrong = known[column].is_not_null() & time.is_null()
     if wrong.any():
         text = known[column].filter(wrong)
-        found = f"{text[0]!r}" + (f"; {len(text)} such rows" if len(text) > 1 else "")
+        found = cell(text[0]) + (f"; {len(text)} such rows" if len(text) > 1 else "")
         expected = f"times in the format {form}" if form else "dates such as 2019-01-31 or 2019-01-31 08:30"
         fix = 'Declare their format, such as `format: "%d.%m.%Y"`, or `missing` codes.'
         faults.add(table.fault(expected, found, fix, column=column, rows=known[ROW].filter(wrong)))
@@ -105,7 +105,7 @@ def _split_values(
     text = frame.select(canonical_text(known_text(column, table.config.missing)).str.to_lowercase())[column]
     wrong = text.is_not_null() & ~text.is_in(list(parts))
     if wrong.any() and not split.by:
-        invalid = ", ".join(map(repr, sorted(set(text.filter(wrong).to_list()))[:5]))
+        invalid = cells(sorted(set(text.filter(wrong).to_list())))
         fix = "Map the values to splits: train: [...], val: [...], test: [...]; or split `by` groups."
         expected, rows = f"one of {', '.join(parts)}", frame[ROW].filter(wrong)
         faults.add(table.fault(expected, invalid, fix, column=column, rows=rows))

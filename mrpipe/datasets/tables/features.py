@@ -17,7 +17,7 @@ from mrpipe.datasets.features import record_batch
 from mrpipe.datasets.tables.cohort import times_of
 from mrpipe.datasets.tables.config import Kind, ModalityTable, TablesConfig, matches
 from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
-from mrpipe.errors import Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector, cell, cells
 from mrpipe.schema import Modality
 from mrpipe.text.encoders import get_encoder
 
@@ -128,7 +128,7 @@ def rows_of(table: RawTable, modality: ModalityTable, faults: FaultCollector) ->
 def parse(
     table: RawTable, modality: ModalityTable, samples: pl.DataFrame, faults: FaultCollector, *, checking: bool = False
 ) -> Parsed | None:
-    """Convert the columns of a modality to numbers, one row per sample; errors name column, line, value and count.
+    """Convert the columns of a modality to numbers, one row per sample; errors name column, line and count.
 
     Args:
         samples: `sample_id`, `subject_id`, `row` if joined by order, and `prediction_time` if it is declared.
@@ -244,7 +244,7 @@ def bad_number(table: RawTable, column: str, invalid: pl.Series, rows: pl.Series
         if invalid.str.contains(pattern).any():
             fix = f"{hint.format(column)} {fix}"
     expected = "a finite number, or few categories"
-    return table.fault(expected, f"{invalid[0]!r}{several}", fix, column=column, rows=rows)
+    return table.fault(expected, f"{cell(invalid[0])}{several}", fix, column=column, rows=rows)
 
 
 def _codes(
@@ -262,7 +262,7 @@ def _codes(
     if invalid:
         wrong = text.is_in(invalid).fill_null(False)
         expected = f"one of the codes {', '.join(codes[:12])}"
-        found = f"{', '.join(map(repr, invalid[:5]))} ({int(wrong.sum())} rows)"
+        found = f"{cells(invalid)} ({int(wrong.sum())} rows)"
         fix = "Add them to the code list, or to `missing`."
         faults.add(table.fault(expected, found, fix, column=column, rows=rows.filter(wrong)))
     place = {v: float(i) for i, v in enumerate(codes)}

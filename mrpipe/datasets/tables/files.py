@@ -19,7 +19,7 @@ from mrpipe.budget import require_parquet
 from mrpipe.datasets.declared import WHOLE
 from mrpipe.datasets.tables.config import MISSING, Ref, Rules, TablesConfig, codes_of, matches
 from mrpipe.delimited import COMMA, SIGN, TextTable, line_of
-from mrpipe.errors import DataError, Fault, FaultCollector, did_you_mean
+from mrpipe.errors import DataError, Fault, FaultCollector, cell, did_you_mean
 from mrpipe.forms import COMPRESSIONS, UNREAD, zone_notes
 
 ID, ROW = "__sample_id", "__row"
@@ -169,7 +169,7 @@ class RawTable:
         if column in self.pointed:
             rows = self.read([column]).filter(pl.col(ROW) == self.pointed[column])
             fix = 'It may be a thousands separator: declare `thousands: "."`, or correct the key `decimal`.'
-            expected, found = "numbers with a decimal comma", repr(rows[column][0])
+            expected, found = "numbers with a decimal comma", cell(rows[column][0])
             faults.add(self.fault(expected, found, fix, column=column, rows=rows[ROW]))
 
     def drop(

@@ -7,7 +7,7 @@ import polars as pl
 
 from mrpipe.datasets.tables.config import UNMATCHED, Rules, TablesConfig, matches
 from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_text, id_text
-from mrpipe.errors import FaultCollector
+from mrpipe.errors import FaultCollector, shape
 from mrpipe.ids import near_miss
 
 _FIRST = 10_000
@@ -48,7 +48,7 @@ def report_lost_rows(
     if lost.is_empty():
         return
     share, allowed = len(lost) / len(rows), config.of_file("unmatched", file)
-    hint = near_miss(lost[ID], known[key]) or f"such as {lost[ID][0]!r}"
+    hint = near_miss(lost[ID], known[key]) or f"such as {shape(lost[ID][0])}"
     text = f"{len(lost)} of {len(rows)} {what} ({share:.0%})"
     if share > (UNMATCHED if allowed is None else allowed):
         expected, found = f"{what} of samples of {config.cohort_file}", f"{text} that match none; {hint}"

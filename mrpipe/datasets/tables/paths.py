@@ -22,7 +22,7 @@ from mrpipe.datasets.tables.config import ModalityTable
 from mrpipe.datasets.tables.features import no_samples, rows_of
 from mrpipe.datasets.tables.files import ROW, RawTable, known_text
 from mrpipe.datasets.tables.joins import report_lost_rows
-from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.errors import DataError, Fault, FaultCollector, shape
 from mrpipe.schema import Features, Kind, Modality
 
 
@@ -75,7 +75,7 @@ class PathColumn:
             return to_array(image.convert("L") if self.shape[0] == 1 else image, self.shape[1:])
         except DataError as error:
             fault, rows = error.faults[0], pl.Series([row])
-            found = f"{path!r}: {fault.found}"
+            found = f"{shape(path)}: {fault.found.replace(path, shape(path))}"
             located = self.table.fault(fault.expected, found, fault.fix, column=self.column, rows=rows)
             raise DataError(located) from error
 

@@ -13,7 +13,7 @@ from mrpipe.datasets.tables.files import has_name
 from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.datasets.tables.parser import SCHEMA
 from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked, names_of, patterns
-from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError, values_shown
 from mrpipe.forms import is_table
 from mrpipe.raw import few
 from mrpipe.store.masks import MAX_MODALITIES
@@ -74,7 +74,7 @@ def init(paths: Sequence[Path], out: Path | None, *, overwrite: bool = False) ->
 def propose(raw: Path, files: Sequence[str]) -> str:
     """Text of a YAML that declares the tables, whose paths are relative to `raw`.
 
-    No value that could name a person is part of it: only values that several rows share, and usual codes for missing.
+    Values that several rows share are part of it (of texts if values may be printed), and usual codes for missing.
 
     Raises:
         DataError: if files cannot be read, no column joins them, or no column can be a label.
@@ -275,8 +275,8 @@ class _Proposal:
         yield f"label:  # {self.why}"
         yield f"  name: {_scalar(name) if re.match('[A-Za-z]', name) else 'label'}"
         yield f"  file: {_scalar(self.sheet.file)}\n  column: {_scalar(self.label.ref)}"
-        if classes := {v: str(n) for v, n in self.label.levels.items() if v not in self.label.codes}:
-            yield f"  classes: {_codes(classes)}  # {few(list(classes.values()))} rows; names: {{value: name, …}}"
+        if classes := [v for v in self.label.levels if v not in self.label.codes]:
+            yield f"  classes: {_codes(classes)}  # or names: {{value: name, …}}"
         else:
             yield "  kind: regression  # numbers; or `threshold: 10` for two classes"
         for sheet, c in ((s, c) for s in joined.by_sample for c in s.columns.values() if c.is_split):
@@ -344,7 +344,8 @@ class _Proposal:
         if n_coded > _MANY:
             yield f'      "*": numeric  # {n_coded} columns have few whole numbers: counts rather than codes?'
         for c in (c for c in named if c.kind != "codes" or n_coded <= _MANY):
-            kind, why = _codes(c.levels) if 0 < len(c.levels) <= _LISTED else "categorical", "text"
+            listed = 0 < len(c.levels) <= _LISTED and (values_shown() or c.kind == "codes")
+            kind, why = _codes(c.levels) if listed else "categorical", f"text, {c.n_distinct} values"
             if c.kind == "codes":
                 why = "few whole numbers: codes? With names: {1: never, …}; or `numeric`"
             elif c.kind == "censored":

@@ -100,7 +100,7 @@ def test_repacking_and_counts_of_the_store_encoding() -> None:
         ),
         (
             lambda p: p.with_suffix(".bim").write_text(p.with_suffix(".bim").read_text().replace("\t3000\t", "\tx\t")),
-            r"s\.bim, column 'position', line 3: expected a whole number below 1000000000; found 'x'",
+            r"s\.bim, column 'position', line 3: expected a whole number below 1000000000; found text of 1 characters",
         ),
         (lambda p: p.with_suffix(".fam").write_text(""), r"s\.fam: .*found an empty file"),
     ],

@@ -192,8 +192,8 @@ def test_adnimerge_without_diagnoses_is_an_error_only_as_their_source(tmp_path: 
 @pytest.mark.parametrize(
     ("column", "value", "error"),
     [
-        ("AGE", "old", "column 'AGE', line 2: expected a number; found 'old'"),
-        ("DX", "SMC", "column 'DX', line 2: expected CN, NL, MCI, Dementia, AD; found 'SMC'"),
+        ("AGE", "old", "column 'AGE', line 2: expected a number; found text of 3 characters"),
+        ("DX", "SMC", "column 'DX', line 2: expected CN, NL, MCI, Dementia, AD; found text of 3 characters"),
         ("PTMARRY", "Other", None),
     ],
 )
@@ -250,7 +250,7 @@ def test_inithealth_has_the_history_of_later_phases(tmp_path: Path) -> None:
 
 def test_an_invalid_category_of_inithealth_is_an_error(tmp_path: Path) -> None:
     rows = [person(i) | {"VISCODE2": "bl", "IHNUM": 1, "IHSYMPTOM": "cardiac"} for i in range(N)]
-    with pytest.raises(DataError, match=r"column 'IHSYMPTOM', line 2: expected codes 1, 2.*found 'cardiac'"):
+    with pytest.raises(DataError, match=r"column 'IHSYMPTOM', line 2: expected codes 1, 2.*found text of 7 characters"):
         checked(save(tmp_path, DXSUM=dxsum(), INITHEALTH=pl.DataFrame(rows)))
 
 

@@ -245,7 +245,7 @@ def test_invalid_labels_are_reported_beside_a_missing_table(adni_export: Path) -
     message = faults_of(adni_export, isoprostane=True)
     assert message.startswith("2 errors")
     assert "expected the table ISOPROSTANE" in message
-    assert "expected codes 1, 2, 3; found '7'" in message
+    assert "expected codes 1, 2, 3; found a number" in message
 
 
 def test_missing_columns_of_several_tables_are_reported_at_once(adni_export: Path) -> None:
@@ -259,13 +259,13 @@ def test_missing_columns_of_several_tables_are_reported_at_once(adni_export: Pat
 @pytest.mark.parametrize(
     ("table", "column", "value", "expected"),
     [
-        ("VITALS", "VSWEIGHT", "heavy", r"column 'VSWEIGHT', line 4: expected a number; found 'heavy'"),
-        ("MEDHIST", "MHPSYCH", "Yes", r"column 'MHPSYCH', line 4: expected codes 0, 1; found 'Yes'"),
+        ("VITALS", "VSWEIGHT", "heavy", r"column 'VSWEIGHT', line 4: expected a number; found text of 5 characters"),
+        ("MEDHIST", "MHPSYCH", "Yes", r"column 'MHPSYCH', line 4: expected codes 0, 1; found text of 3 characters"),
         ("UPENNBIOMK_ROCHE_ELECSYS", "TAU", ">", r"column 'TAU', line 4: expected a number, >LIMIT, <LIMIT"),
         ("DXSUM", "RID", "abc", None),
-        ("DXSUM", "PTID", "2_S_13", r"column 'PTID', line 4: expected SSS_S_RRRR; found '9_S_99' \(digits hidden\)"),
-        ("APOERES", "GENOTYPE", "3/5", r"expected alleles 2, 3 or 4; found '3/5'"),
-        ("DXSUM", "DIAGNOSIS", "7", r"column 'DIAGNOSIS', line 4: expected codes 1, 2, 3; found '7'"),
+        ("DXSUM", "PTID", "2_S_13", r"column 'PTID', line 4: expected SSS_S_RRRR; found '•_S_••'"),
+        ("APOERES", "GENOTYPE", "3/5", r"expected alleles 2, 3 or 4; found text of 3 characters"),
+        ("DXSUM", "DIAGNOSIS", "7", r"column 'DIAGNOSIS', line 4: expected codes 1, 2, 3; found a number"),
     ],
 )
 def test_an_invalid_value_is_reported_with_its_line(
@@ -286,7 +286,7 @@ def test_errors_report_the_line_in_the_file(tmp_path: Path) -> None:
     header = "RID,VISCODE2,EXAMDATE,ABETA_4240_STANDARDIZED,QC_STATUS,INJECTION\n"
     rows = "999999,bl,1/2/2006,0.1,Passed,a\n\n2,bl,1/2/2006,0.1,Passed,a\n3,bl,1/2/2006,many,Passed,a\n"
     write(tmp_path, "batemanlab_20221118.csv", header + rows)
-    with pytest.raises(DataError, match=r"line 5: expected a number.*found 'many'"):
+    with pytest.raises(DataError, match=r"line 5: expected a number.*found text of 4 characters"):
         AdniExport(tmp_path).require(BATEMAN)
     write(tmp_path, "DXSUM_01Jan2025.csv", "RID,VISCODE2,EXAMDATE,DIAGNOSIS\n2,bl,2006-01-02,1\n\n3,bl,2006-01-02,9\n")
     (tmp_path / "batemanlab_20221118.csv").unlink()
@@ -352,8 +352,8 @@ def test_missing_codes_are_no_diagnosis(adni_export: Path, code: str) -> None:
     ("value", "message"),
     [
         (">150", "limits instead of values (>150) read as the limit"),
-        ("1,500", "expected a number; found '1,500'"),
-        ("70_5", "expected a number; found '70_5'"),
+        ("1,500", "expected a number; found a number"),
+        ("70_5", "expected a number; found text of 4 characters"),
     ],
 )
 def test_unusual_numbers_are_noted_or_errors(adni_export: Path, value: str, message: str) -> None:

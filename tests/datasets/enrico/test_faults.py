@@ -14,7 +14,7 @@ import pytest
 from mrpipe.datasets.enrico import DATASET
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import EnricoSimulation, simulate_export
-from mrpipe.errors import DataError
+from mrpipe.errors import DataError, shape
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_missing_screenshot_costs_its_modality_only(unpacked: Path) -> None:
     (unpacked / "screenshots" / f"{second}.jpg").rename(unpacked / "screenshots" / f"0{second}.jpg")
     checked = DATASET.check(unpacked, EnricoOptions())
     assert any(
-        n.endswith(f"; 1 differs only in leading zeros, such as '{second}' instead of '0{second}'")
+        n.endswith(f"; 1 differs only in leading zeros, such as {shape(second)} instead of {shape(f'0{second}')}")
         for n in checked.notes
     )
     assert set(ids_of(unpacked)) - set(checked.observed["screenshot"]) == {first, second}

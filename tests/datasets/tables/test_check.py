@@ -86,15 +86,16 @@ def test_table_errors_are_reported_together(tmp_path: Path) -> None:
     )
     message = faults_of(tmp_path, {"people.csv": people(), "a.csv": csv("id,x,text,code", rows)}, spec)
     for part in (
-        "a.csv, column 'x', line 6: expected a finite number, or few categories; found '4.5x'; 2 such values in 2 rows",
-        "a.csv, column 'text', line 2: expected a finite number, or few categories; found 'word 0'",
-        "a.csv, column 'code', line 4: expected one of the codes 0, 1; found '2' (20 rows)",
+        "a.csv, column 'x', line 6: expected a finite number, or few categories; found text of 4 characters; 2 such "
+        "values in 2 rows",
+        "a.csv, column 'text', line 2: expected a finite number, or few categories; found text of 6 characters",
+        "a.csv, column 'code', line 4: expected one of the codes 0, 1; found a number (20 rows)",
         "a.csv, column 'id', line 2: expected one row per id; found 2 rows of 1 repeated ids, "
         "with different values (lines 2, 62)",
         "raw/b.csv: expected a table; found no such file",
         "people.csv, column 'sitte': expected this column",
         "Did you mean 'site'?",
-        "people.csv, column 'out', line 3: expected one of the classes 0, 2; found '1' (30 rows)",
+        "people.csv, column 'out', line 3: expected one of the classes 0, 2; found a number (30 rows)",
     ):
         assert part in message, part
 
@@ -106,8 +107,8 @@ def test_number_beyond_float32_is_an_error(tmp_path: Path) -> None:
     rows[4][1], labels[2][1] = "1.7976931348623157e308", "-1e300"
     spec = config(label={"file": "people.csv", "column": "out", "kind": "regression"})
     message = faults_of(tmp_path, {"people.csv": csv("id,out", labels), "a.csv": csv("id,x", rows)}, spec)
-    assert "a.csv, column 'x', line 6: expected a finite number, or few categories; found '1.79" in message
-    assert "people.csv, column 'out', line 4: expected a finite number; found '-1e300'" in message
+    assert "a.csv, column 'x', line 6: expected a finite number, or few categories; found a number" in message
+    assert "people.csv, column 'out', line 4: expected a finite number; found a number" in message
 
 
 def test_ids_that_do_not_match_are_reported(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_ids_that_do_not_match_are_reported(tmp_path: Path) -> None:
     rows = [[i, k] for k, i in enumerate(IDS[:50])] + [["stranger", 1]]
     notes = notes_of(tmp_path / "some", {"people.csv": people(), "a.csv": csv("id,x", rows)}, config())
     assert "a: 50 of 60 samples, 1 numeric and 0 categorical features" in notes
-    assert "1 of 51 rows (2%) of a.csv match no sample of people.csv and are ignored; such as 'stranger'" in notes
+    assert "1 of 51 rows (2%) of a.csv match no sample of people.csv and are ignored; such as '••••••••'" in notes
 
 
 # Suspicious columns.

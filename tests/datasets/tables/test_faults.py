@@ -16,7 +16,7 @@ from mrpipe.datasets.tables import DATASET as TABLES
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.config import TablesOptions
 from mrpipe.datasets.tables.parser import parse_config
-from mrpipe.errors import DataError
+from mrpipe.errors import DataError, cell
 from mrpipe.schema import Checked
 from mrpipe.stages.build import build
 from tests.datasets.tables.tables_toy import IDS, N, built, config, csv, faults_of, notes_of, people, values, write
@@ -69,7 +69,7 @@ def test_other_separators_and_decimal_commas_are_found_or_read_as_declared(tmp_p
     assert store.dictionary["n_observed"].to_list() == [60, 1]
     thousands = {**files, "a.csv": text.replace(f"{IDS[3]};3,5", f"{IDS[3]};1.250")}
     message = faults_of(tmp_path / "thousands", thousands, spec)
-    assert "column 'x', line 5: expected numbers with a decimal comma; found '1.250'" in message
+    assert "column 'x', line 5: expected numbers with a decimal comma; found a number" in message
     quoted = csv("id,x", [[i, f'"{k},5"'] for k, i in enumerate(IDS)])
     assert "declare `decimal:" in faults_of(tmp_path / "quoted", {**files, "a.csv": quoted}, config())
     assert "column 'decimal'" in faults_of(tmp_path / "bad", files, config(decimal=";"))
@@ -200,11 +200,11 @@ def test_columns_of_one_name_are_never_one(tmp_path: Path) -> None:
 def test_numbers_with_a_few_errors_are_no_categories(tmp_path: Path) -> None:
     for k, value in enumerate(("<0.5", "inf", "1 234", "5%")):
         files = {"people.csv": people(), "a.csv": A.replace("p03,3\n", f"p03,{value}\n")}
-        assert f"line 5: expected a finite number, or few categories; found '{value}'" in faults_of(
+        assert f"line 5: expected a finite number, or few categories; found {cell(value)}" in faults_of(
             tmp_path / str(k), files, config()
         )
     files["a.csv"] = csv("id,x", [[i, ["1", "2", "3a", "Lyon", "lyon"][k % 5]] for k, i in enumerate(IDS)])
-    assert "a: levels that are alike: x ('Lyon' and 'lyon')" in notes_of(tmp_path, files, config())
+    assert "a: levels that are alike: x ('••••' and '••••')" in notes_of(tmp_path, files, config())
 
 
 # Joins, ids and subjects.
@@ -213,11 +213,11 @@ def test_numbers_with_a_few_errors_are_no_categories(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "other", "difference"),
     [
-        ("V{:03d}", "v{:03d}", "case, padding or quotes, such as 'v001' instead of 'V001'"),
+        ("V{:03d}", "v{:03d}", "case, padding or quotes, such as 'v•••' instead of 'V•••'"),
         ("V{:03d}", "'V{:03d}'", "case, padding or quotes"),
-        ("{}a", "{}a.0", "a decimal point, such as '11a.0' instead of '11a'"),
-        ("{}", "{:04d}", "leading zeros, such as '0001' instead of '1'"),
-        ("{}", "sub-{:04d}", "a prefix, such as 'sub-0001' instead of '1'"),
+        ("{}a", "{}a.0", "a decimal point, such as '••a.•' instead of '••a'"),
+        ("{}", "{:04d}", "leading zeros, such as '••••' instead of '•'"),
+        ("{}", "sub-{:04d}", "a prefix, such as '•••-••••' instead of '•'"),
         ("J\u00f6rg{}", "Jo\u0308rg{}", "case, padding or quotes"),
     ],
 )
@@ -321,7 +321,7 @@ def test_subjects_that_nearly_agree_or_are_not_declared_are_noted(tmp_path: Path
     assert "no `subject` is declared" in notes
     assert "patient_no (30 values in 60 rows), group (30 values in 60 rows)" in notes
     notes = notes_of(tmp_path, files, config(subject="patient_no"))
-    assert "subject_id: 'S0' and 's0' differ only in case or padding" in notes
+    assert "subject_id: 'S•' and 's•' differ only in case or padding" in notes
     assert "no `subject` is declared" not in notes
 
 

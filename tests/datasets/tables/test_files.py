@@ -172,12 +172,12 @@ def test_faults_of_images(tmp_path: Path) -> None:
     table["visits.csv"] = table["visits.csv"].replace("files/9.png", "../out.png").replace("files/10.png", "/etc/hosts")
     message = faults_of(tmp_path, table, spec(PHOTOS))
     for line, part in (
-        (7, "expected a complete JPEG or PNG image; found 'files/5.png': "),
-        (8, "expected a complete JPEG or PNG image; found 'files/6.png': cannot identify"),
-        (9, "expected a file in the export folder, relative to it; found 'files/7.png': no such file"),
-        (10, "found 'files/8.png': an image of 20 x 2 pixels"),
-        (11, "expected a file in the export folder, relative to it; found '../out.png': another place"),
-        (12, "expected a file in the export folder, relative to it; found '/etc/hosts': another place"),
+        (7, "expected a complete JPEG or PNG image; found '•••••/•.•••': "),
+        (8, "expected a complete JPEG or PNG image; found '•••••/•.•••': cannot identify"),
+        (9, "expected a file in the export folder, relative to it; found '•••••/•.•••': no such file"),
+        (10, "found '•••••/•.•••': an image of 20 x 2 pixels"),
+        (11, "expected a file in the export folder, relative to it; found '../•••.•••': another place"),
+        (12, "expected a file in the export folder, relative to it; found '/•••/•••••': another place"),
     ):
         assert f"visits.csv, column 'file', line {line}: " in message
         assert part in message
@@ -196,13 +196,13 @@ def test_faults_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (files / "7.npy").write_bytes(b"PK\x03\x04")
     message = faults_of(tmp_path, table, spec(ARRAYS))
     for line, part in (
-        (3, "expected one array in a complete .npy file; found 'files/1.npy': "),
-        (4, "expected one array in a complete .npy file; found 'files/2.npy': "),
-        (5, "found 'files/3.npy': 1 values of type <U1"),
-        (6, "expected an array of shape 3 x 5; found 'files/4.npy': shape 3 x 4"),
-        (7, "expected finite numbers, or an empty cell; found 'files/5.npy': 9 of 15 NaN or infinite"),
-        (8, "found 'files/6.npy': 0 values of type float64"),
-        (9, "found 'files/7.npy': "),
+        (3, "expected one array in a complete .npy file; found '•••••/•.•••': "),
+        (4, "expected one array in a complete .npy file; found '•••••/•.•••': "),
+        (5, "found '•••••/•.•••': 1 values of type <U1"),
+        (6, "expected an array of shape 3 x 5; found '•••••/•.•••': shape 3 x 4"),
+        (7, "expected finite numbers, or an empty cell; found '•••••/•.•••': 9 of 15 NaN or infinite"),
+        (8, "found '•••••/•.•••': 0 values of type float64"),
+        (9, "found '•••••/•.•••': "),
     ):
         assert f"visits.csv, column 'file', line {line}: " in message
         assert part in message
@@ -216,7 +216,7 @@ def test_an_image_whose_middle_is_damaged_stops_the_build(tmp_path: Path) -> Non
     data = bytearray(path.read_bytes())
     data[200:220] = bytes(20)
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"visits.csv, column 'file', line 7: .*'files/5.png'"):
+    with pytest.raises(DataError, match=r"visits.csv, column 'file', line 7: .*'•••••/•.•••'"):
         built(tmp_path, table, spec(PHOTOS))
 
 

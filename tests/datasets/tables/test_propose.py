@@ -89,7 +89,7 @@ def test_the_guesses_on_a_hospital_and_their_reasons(tmp_path: Path) -> None:
     declared = yaml.safe_load(text)
     assert (declared["file"], declared["id"], declared["subject"]) == ("visits.csv", "visit_id", "patient")
     assert declared["label"] == {"name": "died", "file": "outcome.csv", "column": "died", "classes": [0, 1]}
-    assert declared["modalities"]["visits"]["kinds"] == {"site": ["Bonn", "Lyon", "Porto"], "smoking": [0, 1, 2, 3]}
+    assert declared["modalities"]["visits"]["kinds"] == {"site": "categorical", "smoking": [0, 1, 2, 3]}
     assert "remark" in declared["exclude"]
     # A word between numbers must be declared, a number may be a value.
     assert declared["missing"] == {"wbc": ["unknown"]}

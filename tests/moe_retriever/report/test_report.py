@@ -256,14 +256,14 @@ def test_a_page_with_many_experiments_stays_small(
 
 def test_an_unfinished_run_is_a_data_error(runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(DataError, match="finished run"):
+    with pytest.raises(DataError, match="evaluated run; found no such file"):
         write_report(Inputs(runs=[*runs, tmp_path / "run"]), tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [("[1]", "a list"), ("{", "JSONDecodeError"), ('{"method": "muse", "n_trials": "7"}', "n_trials and space")],
+    [("[1]", "a JSON list"), ("{", "line 1 column 2"), ('{"method": "muse", "n_trials": "7"}', "n_trials and space")],
 )
 def test_an_invalid_best_json_is_a_data_error(
     content: str, found: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]

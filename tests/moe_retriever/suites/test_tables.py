@@ -408,7 +408,7 @@ def test_rendering_escapes_special_characters() -> None:
     grid = PageTable(nasty, ("method", nasty), (Line("method", nasty, (Cell(nasty, "ours", True),)),))
     page = Page("t", nasty, False, (), (grid,), ())
     assert "a\\|b" in markdown(page)
-    assert r"a|b \& <c> 5 \% \_x\_" in latex(page)
+    assert r"a\textbar{}b \& \textless{}c\textgreater{} 5 \% \_x\_" in latex(page)
     assert "a|b &amp; &lt;c&gt; 5 % _x_" in html(page)
 
 

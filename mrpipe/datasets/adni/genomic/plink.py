@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.delimited import decode
-from mrpipe.errors import Fault, FaultCollector
+from mrpipe.errors import Fault, FaultCollector, cell
 from mrpipe.genetics.chromosomes import ALIASES, POSITION_LIMIT
 from mrpipe.genetics.packing import byte_table, pack, unpack_range
 from mrpipe.reading import reading
@@ -143,7 +143,7 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     if len(wrong):
         row, name = int(wrong["row"][0]), _member(Path(shown), "bim").as_posix()
         expected = f"a whole number below {POSITION_LIMIT}"
-        faults.add(Fault(file=name, column="position", line=row, expected=expected, found=repr(bim["pos"][row - 1])))
+        faults.add(Fault(file=name, column="position", line=row, expected=expected, found=cell(bim["pos"][row - 1])))
     with bed.open("rb") as handle:
         head = handle.read(3)
     n_bytes = 3 + len(bim) * -(-len(fam) // 4)

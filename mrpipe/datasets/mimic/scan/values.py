@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from mrpipe.errors import Fault, FaultCollector
-from mrpipe.raw import ROW, Column, match_header, shown_value, typed
+from mrpipe.errors import Fault, FaultCollector, cell
+from mrpipe.raw import ROW, Column, match_header, typed
 from mrpipe.reading import reading
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class TablePart(ABC):
             done.append(converted := convert(values, column).rename(column.name))
             bad = converted.is_null() & values.is_not_null()
             plain = values.dtype == pl.String or values.dtype.is_float()
-            found = (shown_value(column, values.filter(bad)[0]) if plain else f"{values.dtype}") if bad.any() else ""
+            found = (cell(values.filter(bad)[0]) if plain else f"{values.dtype}") if bad.any() else ""
             if not found and not column.nullable and converted.has_nulls():
                 bad, found = converted.is_null(), f"{converted.null_count()} empty fields"
             if found:
