@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from mrpipe.errors import MrpipeError, UsageError
+from mrpipe.errors import Fault, MrpipeError, StorageError, UsageError
 from mrpipe.reading import refusal_of
 
 Claim = Callable[[Namespace], AbstractContextManager[None]]
@@ -69,7 +69,8 @@ def writing(path: Path, *, part_of: Path | None = None) -> Iterator[None]:
             must be free, and whoever takes that lock must find those of all parts free.
 
     Raises:
-        UsageError: another process writes to the folder (names its host and process), or no lock can be made there.
+        UsageError: another process writes to the folder (names its host and process).
+        StorageError: no lock can be made there.
     """
     target, folder = resolved(path), resolved(part_of or path)
     place = hidden(target if part_of is None else folder / "-".join(target.relative_to(folder).parts), "")
@@ -101,12 +102,12 @@ def _held(shown: Path, place: Path, patience: float = 0.2) -> Iterator[None]:
             lock.acquire(timeout=patience)
     except OSError as error:
         if isinstance(error, Timeout):
-            reason = _holder(Path(lock.lock_file))
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = f"no lock can be made in {place.parent} ({error.strerror}). Make that folder writable"
-        else:
+            raise UsageError(f"{shown}: {_holder(Path(lock.lock_file))}, or choose another --out") from error
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        raise UsageError(f"{shown}: {reason}, or choose another --out") from error
+        expected, found = "a folder that can be written to", f"no lock can be made ({error.strerror})"
+        fix = "Make it writable, or choose another --out."
+        raise StorageError(Fault(file=str(place.parent), expected=expected, found=found, fix=fix)) from error
     mine = not again and not isinstance(lock, SoftFileLock)
     try:
         with suppress(OSError):  # For the messages of others; a soft lock contains the same.

@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe import keyed
-from mrpipe.budget import load_json, require_parquet
+from mrpipe.budget import require_parquet
 from mrpipe.errors import UsageError
 from mrpipe.reading import reading
 from mrpipe.store import masks
@@ -269,7 +269,7 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
     """
     with reading(path, "a mask file of `mrpipe mask`", "Draw the mask again: mrpipe mask."):
         require_parquet(path, str(path))
-        values = load_json(read_metadata(path)[MASK_KEY], str(path))
+        values = json.loads(read_metadata(path)[MASK_KEY])
         store_id = values.pop("store_id")
         values.pop("realised", None)
         settings = Missingness(**{**values, "modalities": tuple(values["modalities"])})

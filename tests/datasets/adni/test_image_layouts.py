@@ -29,6 +29,7 @@ from mrpipe.imaging.template import Template
 from mrpipe.imaging.worker import ScanResult
 from mrpipe.stages.build import build
 from tests.datasets.adni.image_toy import Simulation, cohort, subjects, toy_dataset
+from tests.stores import tables
 
 GRID, _ = simulated_grid((8, 9, 8))
 
@@ -221,15 +222,15 @@ def test_bids_and_ida_give_the_same_store(tmp_path: Path, monkeypatch: pytest.Mo
     for module in (image_raw, image_join):
         monkeypatch.setattr(module, "open_template", lambda raw, options, maps: template)
     people = subjects(40)
-    stores, plans = {}, {}
+    plans = {}
     for layout in ("ida", "bids"):
         settings = Simulation(image_raw=40, image_max_scans=2, image_t1_mm=16.0, image_layout=layout)
         simulate_images(tmp_path / layout, people, settings)
         plans[layout] = plan_images(tmp_path / layout, cohort(people), ImageOptions()).raw_scans
-        stores[layout] = build(toy_dataset(people), tmp_path / layout, tmp_path / f"{layout}.store", {})
+        build(toy_dataset(people), tmp_path / layout, tmp_path / f"{layout}.store", {})
     columns = ["sample_id", "attempt", "date", "rank"]
     assert plans["bids"].select(columns).equals(plans["ida"].select(columns))
-    assert stores["ida"] == stores["bids"]
+    assert tables(tmp_path / "ida.store") == tables(tmp_path / "bids.store")
 
 
 # --- maps ---------------------------------------------------------------------------------------------------------

@@ -192,11 +192,11 @@ def test_a_shifted_header_and_missing_columns_are_reported(tmp_path: Path) -> No
 def test_a_value_of_the_wrong_type_is_reported(tmp_path: Path) -> None:
     header, rows = events(50)
     rows[30][4] = "01/02/2150"
-    with pytest.raises(DataError, match=r"charttime.*01/02/2150"):
+    with pytest.raises(DataError, match=r"charttime.*found a date"):
         read(write(tmp_path / "a.csv", header, rows), None)
     header, rows = events(50)
     rows[30][3] = "creatinine"
-    with pytest.raises(DataError, match=r"itemid.*creatinine"):
+    with pytest.raises(DataError, match=r"itemid.*text of 10 characters"):
         read(write(tmp_path / "b.csv", header, rows), None)
 
 

@@ -103,7 +103,7 @@ def test_vectors_of_other_clips_are_refused(raw: Path, tmp_path: Path) -> None:
     assert (fault.file, fault.expected) == ("vectors.parquet", "at most 20% without a counterpart")
     with pytest.raises(UsageError, match="takes no text encoder"):
         DATASET.check(raw, MosiOptions(text_encoder=option, text_form="counts"))
-    with pytest.raises(DataError, match="nothing"):
+    with pytest.raises(DataError, match="no such file"):
         DATASET.check(raw, MosiOptions(text_encoder="precomputed:absent.parquet"))
 
 

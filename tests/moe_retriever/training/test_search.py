@@ -323,7 +323,7 @@ def test_train_reads_options_and_set_overrides_them(
         ("lr: 0.1\ndropout: []\nhidden: [8, 8]", 3, ["'lr'", "'dropout'", "distinct values"]),
         ("- lr", 3, ["a mapping of options"]),
         ("lr: [2020-01-01]", 2, ["lr=", "2020"]),
-        ("lr: [", 3, ["expected YAML", "line 1"]),
+        ("lr: [", 3, ["expected YAML", "line 2"]),
         ("select_metric: [loss, accuracy]", 2, ["select_metric cannot be searched"]),
     ],
 )
