@@ -103,11 +103,11 @@ def _held(shown: Path, place: Path, patience: float = 0.2) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, Timeout):
             raise UsageError(f"{shown}: {_holder(Path(lock.lock_file))}, or choose another --out") from error
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if (refusal := refusal_of(error)) is None:
             raise
-        expected, found = "a folder that can be written to", f"no lock can be made ({error.strerror})"
-        fix = "Make it writable, or choose another --out."
-        raise StorageError(Fault(file=str(place.parent), expected=expected, found=found, fix=fix)) from error
+        expected = "a folder that can be written to"
+        fault = Fault(file=str(place.parent), expected=expected, found=refusal[1], fix=refusal[2])
+        raise StorageError(fault) from error
     mine = not again and not isinstance(lock, SoftFileLock)
     try:
         with suppress(OSError):  # For the messages of others; a soft lock contains the same.
