@@ -131,6 +131,7 @@ class Grammar(pickle._Unpickler):
         "numpy._core.multiarray.scalar": lambda dtype, data: plain_array(dtype.numpy, (), data)[()],
         "numpy._core.numeric._frombuffer": lambda data, t, shape, o: plain_array(t.numpy, shape, data, o == "F"),
         "_codecs.encode": _bytes,
+        "collections.OrderedDict": lambda: {},
         "builtins.bytes": _bytes,
         "builtins.bytearray": lambda *arguments: bytearray(_bytes(*arguments)),
         "builtins.complex": complex,
@@ -250,7 +251,7 @@ class _Tensors(Grammar):
 
     calls = {f"torch.{name}Storage": None for name in _STORAGES} | {
         "torch._utils._rebuild_tensor_v2": _rebuild,
-        "collections.OrderedDict": lambda: {},
+        "collections.OrderedDict": Grammar.calls["collections.OrderedDict"],
     }
 
     def __init__(self, archive: zipfile.ZipFile, shown_as: str, size: int):

@@ -234,6 +234,11 @@ def test_damaged_json_is_invalid_data(store: Path) -> None:
             path.write_text(text)
             refused(store, name)
             path.write_bytes(whole)
+    for path in (store / "manifest.json", store / "provenance.json"):
+        whole = path.read_text()
+        path.write_text(whole.replace("{", '{"store_id": "0",', 1))
+        refused(store, "repeated keys")
+        path.write_text(whole)
     (store / "manifest.json").write_bytes(b"\xff" + (store / "manifest.json").read_bytes())
     refused(store, "manifest.json")
 
@@ -444,3 +449,12 @@ def test_a_folder_with_other_files_is_not_replaced(raw: Path, store: Path, tmp_p
         assert [p.read_text() for p in (tmp_path / name).rglob("*.*")] == ["mine"] * len(files)
     with pytest.raises(UsageError, match="which is not part of a store"):
         build(toy.TOY, raw, store / "README.md", {})
+
+
+def test_a_mount_point_is_not_replaced(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "volume"
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
+    with pytest.raises(UsageError, match=r"volume is a mount point.*Choose a folder inside"):
+        build(toy.TOY, raw, out, {})
+    assert list(out.parent.iterdir()) == [out]
