@@ -111,13 +111,6 @@ def with_checksum(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, "checksum": checksum(values)}, indent=1) + "\n"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a ValueError if a key is repeated, because programs differ in which value they use."""
-    if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("repeated keys")
-    return values
-
-
 def read_sealed_json(path: Path) -> tuple[dict[str, Any], str]:
     """Object of a JSON file, and the checksum that it should contain.
 
@@ -127,7 +120,7 @@ def read_sealed_json(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise ValueError(f"{size} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"a JSON {type(values).__name__}")
         return values, checksum(values)
