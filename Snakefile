@@ -74,4 +74,6 @@ onsuccess:
 
 onerror:
     end_suites()
-    sys.stderr.write(f"The run failed. Failed jobs and their logs are listed above; log of this run: {log}\n")
+    place = log if isinstance(log, str) else " ".join(log)
+    sys.stderr.write(f"The run failed. Failed jobs and their logs are listed above; log of this run: {place}\n")
+    sys.stderr.write("If it was interrupted, run the same command again to continue.\n")

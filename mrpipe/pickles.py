@@ -131,6 +131,7 @@ class Grammar(pickle._Unpickler):
         "numpy._core.multiarray.scalar": lambda dtype, data: plain_array(dtype.numpy, (), data)[()],
         "numpy._core.numeric._frombuffer": lambda data, t, shape, o: plain_array(t.numpy, shape, data, o == "F"),
         "_codecs.encode": _bytes,
+        "collections.OrderedDict": lambda: {},
         "builtins.bytes": _bytes,
         "builtins.bytearray": lambda *arguments: bytearray(_bytes(*arguments)),
         "builtins.complex": complex,

@@ -54,6 +54,8 @@ def _remove(folder: Path, store: Path) -> None:
 
 def _require_replaceable(store: Path) -> None:
     """Refuse to replace a folder that holds anything but the files of a store."""
+    if os.path.ismount(store):
+        raise UsageError(f"{store} is a mount point, which a build cannot replace. Choose a folder inside of it")
     paths = StoreLayout(store)
     tables = paths.files((), (), ())
     known = {*tables, *paths.folders, paths.card, paths.provenance, paths.manifest, store / ".snakemake_timestamp"}

@@ -215,6 +215,9 @@ class Store:
         Args:
             split, part: restrict the samples to this scheme (`default` or, with `part`, None: default scheme) and part.
             transform: fitted transforms to apply.
+
+        Raises:
+            DataError: another store took the place of this one after it was opened.
         """
         modality = self._modality(name)
         arrays = _read_arrays(self._paths.modality(name), modality)
@@ -225,6 +228,9 @@ class Store:
             chosen = frame if part is None else frame.filter(pl.col("split") == part)
             rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
             arrays = arrays.take(np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64))
+        if (found := read_manifest(self.path).store_id) != self.store_id:
+            fix = "Another process replaced the store while it was read. Run the command again."
+            raise DataError(Fault(file=str(self.path), expected=f"store {self.store_id}", found=found, fix=fix))
         return arrays if transform is None else transform.apply(name, arrays)
 
     def verify(self, *, deep: bool = False) -> None:

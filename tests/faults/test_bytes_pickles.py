@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,15 @@ def test_what_numpy_and_python_write_is_read(tmp_path: Path, value: object, prot
     if isinstance(value, np.ndarray):
         assert read.dtype == value.dtype
         assert read.tolist() == value.tolist()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_an_ordered_dictionary_is_read_as_a_dictionary(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps(OrderedDict(a=OrderedDict(b=1), c=[2]), protocol))
+    read = read_pickle(path)
+    assert type(read) is type(read["a"]) is dict
+    assert list(read.items()) == [("a", {"b": 1}), ("c", [2])]
 
 
 @pytest.mark.parametrize(

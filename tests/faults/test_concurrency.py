@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.synchronize import Barrier
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mrpipe.cli.main import main
+from mrpipe.store import reader
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mrpipe.cli.pipeline", "mrpipe.stages.build", "mrpipe.store.export"])
@@ -190,6 +192,27 @@ def test_a_training_and_an_evaluation(data: Path, tmp_path: Path, more: tuple[st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("verb", ["train", "export", "audit"])
+def test_a_store_that_is_replaced_while_it_is_read_is_an_error(
+    data: Path, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, new, opened = tmp_path / "store", tmp_path / "new", reader.open_verified
+    shutil.copytree(data / "store1", store)
+    shutil.copytree(data / "store2", new)
+
+    def replaced(path: Path) -> reader.Store:
+        found = opened(path)
+        store.rename(tmp_path / "old")
+        new.rename(store)
+        return found
+
+    monkeypatch.setattr(reader, "open_verified", replaced)
+    arguments = {"train": ["--store", str(store), "--method", "majority"]}.get(verb, [str(store)])
+    assert main([verb, *arguments, *(["--out", str(tmp_path / "out")] if verb != "audit" else [])]) == 3
+    assert "Another process replaced the store while it was read" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.pt").exists()
+
+
 def test_evaluations_of_one_run_do_not_exclude_one_another(data: Path, tmp_path: Path) -> None:
     store, out = data / "store1", tmp_path / "run"
     alone(tmp_path, train(store, out, 0))

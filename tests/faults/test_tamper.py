@@ -444,3 +444,12 @@ def test_a_folder_with_other_files_is_not_replaced(raw: Path, store: Path, tmp_p
         assert [p.read_text() for p in (tmp_path / name).rglob("*.*")] == ["mine"] * len(files)
     with pytest.raises(UsageError, match="which is not part of a store"):
         build(toy.TOY, raw, store / "README.md", {})
+
+
+def test_a_mount_point_is_not_replaced(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "volume"
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
+    with pytest.raises(UsageError, match=r"volume is a mount point.*Choose a folder inside"):
+        build(toy.TOY, raw, out, {})
+    assert list(out.parent.iterdir()) == [out]

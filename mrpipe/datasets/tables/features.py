@@ -156,7 +156,7 @@ def parse(
     for block in (columns[i : i + step] for i in range(0, len(columns), step)):
         texts = table.read(block) if kept is None else table.read(block).filter(kept)
         for column in block:
-            text = texts.select(ROW, known_text(column, rules))
+            text = texts[[ROW, column]].select(ROW, known_text(column, rules))  # a query takes time for all columns
             kind, number = kinds[column], text[column].cast(pl.Float64, strict=False)
             bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
             declared = kind is not None

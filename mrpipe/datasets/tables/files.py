@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +119,14 @@ class RawTable:
 
     def alike(self, name: str) -> list[str]:
         """Columns that have this name apart from case, padding and the number that tells repeated names apart."""
-        return [h for h in self.header if _plain(h) == _plain(name)]
+        return self._by_plain_name.get(_plain(name), [])
+
+    @cached_property
+    def _by_plain_name(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for column in self.header:
+            names.setdefault(_plain(column), []).append(column)
+        return names
 
     def columns(self, refs: Sequence[Ref], place: str, faults: FaultCollector, *, optional: bool = False) -> list[str]:
         """The columns that names, patterns and positions refer to, in file order.
@@ -135,9 +142,9 @@ class RawTable:
                 elif not optional:
                     faults.add(self.fault(f"one of {len(header)} positions ({place})", str(ref), column=str(ref)))
                 continue
-            found = [ref] if ref in header else [h for h in header if matches(h, ref) and has_name(h)]
             near = self.alike(ref)
-            if ref in header and len(near) > 1:
+            found = [ref] if ref in near else [h for h in header if matches(h, ref) and has_name(h)]
+            if ref in near and len(near) > 1:
                 shown = f"{len(near)} columns of this name: {', '.join(map(repr, near))}"
                 fix = "Rename one in the file, or give its position: 1 is the first, -1 the last."
                 faults.add(self.fault(f"this column once ({place})", shown, fix, column=ref))

@@ -10,6 +10,7 @@ from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_te
 from mrpipe.errors import FaultCollector, shape
 from mrpipe.ids import near_miss
 
+_BLOCK = 1000  # columns of one query, whose memory grows with them
 _FIRST = 10_000
 SUBJECT = re.compile(r"subject|patient|person|participant|(^|_)(pid|ptid|rid|mrn)(_|$)", re.IGNORECASE)
 
@@ -71,9 +72,12 @@ def _unused_codes(where: str, rules: Rules, tables: Iterable[RawTable]) -> list[
         near: set[str] = set()
         lower = [c.lower() for c in codes]
         for table in tables:
-            text = {c: canonical_text(c) for c in table.header if matches(c, pattern)}
-            alike = [v.filter(v.str.to_lowercase().is_in(lower)).unique().implode().alias(c) for c, v in text.items()]
-            if alike:
+            columns = [c for c in table.header if matches(c, pattern)]
+            for block in (columns[i : i + _BLOCK] for i in range(0, len(columns), _BLOCK)):
+                text = {c: canonical_text(c) for c in block}
+                alike = [
+                    v.filter(v.str.to_lowercase().is_in(lower)).unique().implode().alias(c) for c, v in text.items()
+                ]
                 found = table.source.select(alike).collect(engine="streaming")
                 near |= {value for column in found for value in column[0]}
         for code in (c for c in codes if c not in near):

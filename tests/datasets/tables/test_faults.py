@@ -13,6 +13,7 @@ import yaml
 
 from mrpipe import open_store
 from mrpipe.datasets.tables import DATASET as TABLES
+from mrpipe.datasets.tables import joins
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.config import TablesOptions
 from mrpipe.datasets.tables.parser import parse_config
@@ -158,7 +159,9 @@ def test_codes_that_are_both_missing_and_a_class_are_an_error(tmp_path: Path) ->
     assert notes_of(tmp_path / "b", files, config(missing={"x": [0]})).count("does not occur") == 0
 
 
-def test_rules_that_match_nothing_are_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1, 2, 1000])
+def test_rules_that_match_nothing_are_noted(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joins, "_BLOCK", block)
     rows = [[i, k, ["Unknown", "b"][k % 2]] for k, i in enumerate(IDS)]
     spec = config(
         missing=[-99, "unknown"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyreadstat
 import pytest
 
 from mrpipe.store.reader import Store
-from tests.datasets.tables.tables_toy import IDS, built, config, people, write, write_workbook
+from tests.datasets.tables.tables_toy import IDS, built, config, csv, notes_of, people, write, write_workbook
 
 LABS = pl.DataFrame(
     {
@@ -66,3 +67,15 @@ def test_every_form_gives_the_same_store(tmp_path: Path, name: str, expected: St
     assert parts(store) == parts(expected)
     dictionary, other = (s.dictionary.drop("source_file") for s in (store, expected))
     assert dictionary.equals(other)
+
+
+def test_the_time_of_a_wide_table_grows_linearly(tmp_path: Path) -> None:
+    def seconds(n: int) -> float:
+        rows: list[list[object]] = [[i, *[k * j % 7 for j in range(n)]] for k, i in enumerate(IDS)]
+        files = {"a.csv": csv(",".join(["id", *(f"gene{j}" for j in range(n))]), rows), "people.csv": people()}
+        start = time.process_time()
+        notes_of(tmp_path / str(n), files, config())
+        return time.process_time() - start
+
+    seconds(10)  # imports
+    assert seconds(2500) < 10 * seconds(500)
