@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,13 +120,20 @@ def read_sealed_json(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise ValueError(f"{size} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
         if not isinstance(values, dict):
             raise ValueError(f"a JSON {type(values).__name__}")
         return values, checksum(values)
     except (ValueError, RecursionError) as error:
         found = f"{type(error).__name__}: {error}"
         raise DataError(Fault(file=str(path), expected="a JSON object", found=found, fix=RESTORE)) from error
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; programs differ in which of two equal keys they take."""
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice in an object")
+    return values
 
 
 def read_manifest(root: Path) -> Manifest:

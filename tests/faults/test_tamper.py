@@ -238,6 +238,14 @@ def test_damaged_json_is_invalid_data(store: Path) -> None:
     refused(store, "manifest.json")
 
 
+def test_a_key_that_occurs_twice_in_the_manifest_is_refused(store: Path) -> None:
+    """Programs differ in which of the two they take."""
+    path = store / "manifest.json"
+    path.write_text(path.read_text().replace("{", '{"origin": "export",', 1))
+    with pytest.raises(DataError, match="occurs twice"):
+        open_store(store)
+
+
 def test_stray_missing_linked_and_truncated_files_are_named(store: Path, tmp_path: Path) -> None:
     for stray in ("notes.txt", "modalities/other.parquet", "labels/.hidden", "splits/mine.parquet", "folder/x"):
         (store / stray).parent.mkdir(exist_ok=True)
