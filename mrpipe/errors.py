@@ -3,7 +3,8 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -106,11 +107,17 @@ class FaultCollector:
 
     def attempt(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
         """Result of a function, or None after adding the faults that it raised."""
-        try:
+        with self.collecting():
             return function(*arguments, **named)
+        return None
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Context that ends where a DataError is raised, whose faults are added."""
+        try:
+            yield
         except DataError as error:
             self.absorb(error)
-            return None
 
     def absorb_some(self, errors: Sequence[DataError], file: str, fix: str = "") -> None:
         """Add the faults of the first damaged files of a folder or table; the others are only counted."""
@@ -161,6 +168,7 @@ def shape(name: str) -> str:
 
 
 def reason(error: object) -> str:
-    """First line of an exception, or its type if it comes from a library that quotes cells."""
+    """First line of an exception without memory addresses, or its type if it comes from a library that quotes cells."""
     quoting = type(error).__module__.partition(".")[0] in ("polars", "pyarrow", "pandas") and not values_shown()
-    return type(error).__name__ if quoting else (str(error).splitlines() or [type(error).__name__])[0]
+    text = "" if quoting else re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", f"{error}".partition("\n")[0])
+    return text or type(error).__name__

@@ -49,13 +49,19 @@ def refusal_of(error: object) -> tuple[int, str, str] | None:
     return (number, *REFUSALS[number]) if number in REFUSALS else None
 
 
-def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) -> DataError:
-    """The error for a file that cannot be read completely; `error` is the exception, or a reason."""
+def unreadable(
+    error: object, shown_as: str, expected: str, fix: str = AGAIN, *, column: str | None = None, path: object = ""
+) -> DataError:
+    """The error for a file that cannot be read completely; `error` is the exception, or a reason.
+
+    Args:
+        path: name of the file in messages of the library, which is replaced by `shown_as`.
+    """
     number, refused, advice = refusal_of(error) or (None, "", "")
     if number not in (None, errno.ENOMEM):
         refused += " to read it" * (number in (errno.EACCES, errno.EPERM))
         return StorageError(Fault(file=shown_as, expected="a readable file", found=refused, fix=advice))
-    found = reason(error)
+    found = reason(error).replace(str(path) or "\0", shown_as)
     if isinstance(error, FileNotFoundError):
         found, fix = "no such file", "" if fix in (AGAIN, RUN_AGAIN) else fix
     elif isinstance(error, IsADirectoryError):
@@ -66,12 +72,14 @@ def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) ->
         found = f"unreadable data ({type(error).__name__}: {found})"
     else:  # jsonschema reports the place
         found = f"unreadable data ({': '.join(filter(None, [getattr(error, 'json_path', ''), found]))})"
-    return DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
+    return DataError(Fault(file=shown_as, column=column, expected=expected, found=found, fix=fix))
 
 
 @contextmanager
-def reading(shown_as: Path | str, expected: str, fix: str = AGAIN) -> Iterator[None]:
-    """Context of code that reads a file from outside.
+def reading(
+    shown_as: Path | str, expected: str, fix: str = AGAIN, *, column: str | None = None, path: object = ""
+) -> Iterator[None]:
+    """Context of code that reads a file from outside, or its part `column`; `path` as for `unreadable`.
 
     Damaged bytes can raise any exception of the libraries, also panics of polars, which are no `Exception`.
 
@@ -88,15 +96,17 @@ def reading(shown_as: Path | str, expected: str, fix: str = AGAIN) -> Iterator[N
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise unreadable(error, str(shown_as), expected, fix) from error
+        raise unreadable(error, str(shown_as), expected, fix, column=column, path=path) from error
 
 
 def read_json(
     path: Path, expected: str = "a JSON object", fix: str = RUN_AGAIN, *, keys: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Content of a JSON file in UTF-8, an object with at least `keys`; see `reading` for the errors."""
+    from mrpipe.budget import MAX_JSON, read_small
+
     with reading(path, expected, fix):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_small(path, str(path), MAX_JSON).decode("utf-8"))
         if not isinstance(value, dict):
             raise ValueError(f"a JSON {type(value).__name__}")
         if missing := [key for key in keys if key not in value]:

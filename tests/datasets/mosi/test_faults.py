@@ -16,7 +16,7 @@ import pytest
 from mrpipe.cli.main import main
 from mrpipe.datasets.mosi import DATASET
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
-from mrpipe.errors import DataError
+from mrpipe.errors import DataError, shape
 
 LABELS, WORDS = "CMU_MOSI_Opinion_Labels.csd", "CMU_MOSI_TimestampedWords.csd"
 AUDIO, VISION, FOLDS = "CMU_MOSI_COVAREP.csd", "CMU_MOSI_Visual_Facet_42.csd", "cmu_mosi_std_folds.py"
@@ -296,7 +296,7 @@ def test_videos_of_one_file_with_other_names(csd: Path) -> None:
     fault = faults_of(csd).faults[0]
     assert (fault.file, fault.expected) == (VISION, "at most 20% without a counterpart")
     assert fault.found == f"1 of {len(videos)} labelled videos are absent (25.0%): {first}; " + (
-        f"1 differs only in case, padding or quotes, such as {first!r} instead of {first.swapcase()!r}"
+        f"1 differs only in case, padding or quotes, such as {shape(first)} instead of {shape(first.swapcase())}"
     )
     checked = DATASET.check(csd, MosiOptions(max_unmatched=0.5))
     assert f"{VISION}: {fault.found}" in checked.notes
