@@ -97,6 +97,7 @@ class FaultCollector:
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
+        self._n_refused = 0
 
     def add(self, fault: Fault | None) -> None:
         if fault is not None:
@@ -104,6 +105,7 @@ class FaultCollector:
 
     def absorb(self, error: DataError) -> None:
         self.faults.extend(error.faults)
+        self._n_refused += len(error.faults) if isinstance(error, StorageError) else 0
 
     def attempt(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
         """Result of a function, or None after adding the faults that it raised."""
@@ -127,8 +129,9 @@ class FaultCollector:
             self.add(Fault(file=file, expected="intact files", found=f"{n} more damaged files", fix=fix))
 
     def raise_if_any(self) -> None:
+        """Raise the faults as a DataError, or a StorageError if the disk or the system caused all of them."""
         if self.faults:
-            raise DataError(self.faults)
+            raise (StorageError if self._n_refused == len(self.faults) else DataError)(self.faults)
 
 
 def did_you_mean(name: object, known: Iterable[object], *, otherwise: str | None = None) -> str:

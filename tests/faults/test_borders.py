@@ -9,7 +9,7 @@ import pytest
 
 from mrpipe.cli.main import main
 from mrpipe.datasets.hdf5 import opened
-from mrpipe.errors import DataError, FaultCollector, reason
+from mrpipe.errors import DataError, FaultCollector, StorageError, reason
 from mrpipe.experiment.truth import NAME, read_best
 from mrpipe.reading import reading
 from mrpipe.stages.cohort import require_unchanged
@@ -73,3 +73,16 @@ def test_messages_name_the_file_as_the_user_knows_it_without_memory_addresses(tm
         "scan 1, column 'data': expected an image; found unreadable data (scan 1 is no image)"
     ]
     assert reason(ValueError()) == "ValueError"
+
+
+def test_collected_errors_of_the_disk_alone_remain_errors_of_the_disk() -> None:
+    refused, damaged = FaultCollector(), FaultCollector()
+    for faults, errors in ((refused, [PermissionError(13, "no")]), (damaged, [PermissionError(13, "no"), ValueError()])):
+        for error in errors:
+            with faults.collecting(), reading("a.csv", "a table"):
+                raise error
+    with pytest.raises(StorageError):
+        refused.raise_if_any()
+    with pytest.raises(DataError) as caught:
+        damaged.raise_if_any()
+    assert caught.value.exit_code == DataError.exit_code
