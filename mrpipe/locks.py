@@ -69,7 +69,7 @@ def writing(path: Path, *, part_of: Path | None = None) -> Iterator[None]:
             must be free, and whoever takes that lock must find those of all parts free.
 
     Raises:
-        UsageError: another process writes to the folder (names its host and process), or no lock can be made there.
+        UsageError: another process writes to the folder; names its host and process.
     """
     target, folder = resolved(path), resolved(part_of or path)
     place = hidden(target if part_of is None else folder / "-".join(target.relative_to(folder).parts), "")
@@ -99,14 +99,11 @@ def _held(shown: Path, place: Path, patience: float = 0.2) -> Iterator[None]:
             lock = SoftFileLock(f"{place}.writing-soft", is_singleton=True)
             again = lock.is_locked
             lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise UsageError(f"{shown}: {_holder(Path(lock.lock_file))}, or choose another --out") from error
     except OSError as error:
-        if isinstance(error, Timeout):
-            reason = _holder(Path(lock.lock_file))
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = f"no lock can be made in {place.parent} ({error.strerror}). Make that folder writable"
-        else:
-            raise
-        raise UsageError(f"{shown}: {reason}, or choose another --out") from error
+        error.filename = str(place.parent)  # not the lock, which the user does not know
+        raise
     mine = not again and not isinstance(lock, SoftFileLock)
     try:
         with suppress(OSError):  # For the messages of others; a soft lock contains the same.

@@ -1,12 +1,16 @@
 """Damage at borders that are easily overlooked: tables read on demand, files of a build, budgets of HDF5."""
 
+import io
+import json
 import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
+import polars as pl
 import pytest
 
+from mrpipe import budget
 from mrpipe.cli.main import main
 from mrpipe.datasets.hdf5 import opened
 from mrpipe.errors import DataError, FaultCollector, StorageError, reason
@@ -77,7 +81,10 @@ def test_messages_name_the_file_as_the_user_knows_it_without_memory_addresses(tm
 
 def test_collected_errors_of_the_disk_alone_remain_errors_of_the_disk() -> None:
     refused, damaged = FaultCollector(), FaultCollector()
-    for faults, errors in ((refused, [PermissionError(13, "no")]), (damaged, [PermissionError(13, "no"), ValueError()])):
+    for faults, errors in (
+        (refused, [PermissionError(13, "no")]),
+        (damaged, [PermissionError(13, "no"), ValueError()]),
+    ):
         for error in errors:
             with faults.collecting(), reading("a.csv", "a table"):
                 raise error
@@ -86,3 +93,18 @@ def test_collected_errors_of_the_disk_alone_remain_errors_of_the_disk() -> None:
     with pytest.raises(DataError) as caught:
         damaged.raise_if_any()
     assert caught.value.exit_code == DataError.exit_code
+
+
+def test_a_child_process_does_not_quote_cells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(job: object) -> bytes:
+        pl.DataFrame({"a": ["Jane Doe"]}).select(pl.col("a").cast(pl.Int64))
+        return b""
+
+    fault = {"file": "a.xlsx", "expected": "a table", "found": "", "fix": ""}
+    monkeypatch.setattr(budget.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([budget.FLOOR, fault, None])))
+    assert budget.child(work) == DataError.exit_code
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["found"] == "unreadable data (InvalidOperationError)"
