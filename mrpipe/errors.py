@@ -109,9 +109,10 @@ class FaultCollector:
 
     def attempt(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
         """Result of a function, or None after adding the faults that it raised."""
+        result: T | None = None
         with self.collecting():
-            return function(*arguments, **named)
-        return None
+            result = function(*arguments, **named)
+        return result
 
     @contextmanager
     def collecting(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mrpipe.cli.main import main
 from mrpipe.datasets.hdf5 import opened
 from mrpipe.errors import DataError, FaultCollector, StorageError, reason
 from mrpipe.experiment.truth import NAME, read_best
+from mrpipe.forms import recognise
 from mrpipe.reading import reading
 from mrpipe.stages.cohort import require_unchanged
 from mrpipe.store.publish import hidden_folder
@@ -108,3 +110,8 @@ def test_a_child_process_does_not_quote_cells(
     assert budget.child(work) == DataError.exit_code
     (said,) = json.loads(capsys.readouterr().out)
     assert said["found"] == "unreadable data (InvalidOperationError)"
+
+
+def test_a_pipe_in_an_export_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert recognise(tmp_path / "pipe") is None
