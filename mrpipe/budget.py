@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.reading import reading
 
 OPTION = "MRPIPE_MAX_INFLATED"
 FLOOR, RATIO = 2**28, 100
@@ -209,13 +210,13 @@ def child(work: Callable[[Any], bytes]) -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (BASE + limit,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS * limit // FLOOR,) * 2)
     try:
-        result = work(job)
+        with reading(fault["file"], fault["expected"], fault["fix"]):
+            try:
+                result = work(job)
+            except MemoryError:
+                return _NO_MEMORY
         sys.stdout.buffer.write(result[: limit + 1])
         return 0 if len(result) <= limit else _NO_MEMORY
-    except MemoryError:
-        return _NO_MEMORY
-    except Exception as error:  # damaged bytes can raise any exception of the libraries
-        fault["found"] = f"unreadable data ({str(error).partition(chr(10))[0] or type(error).__name__})"
-        faults = error.faults if isinstance(error, DataError) else (Fault(**fault),)
-    print(json.dumps([dataclasses.asdict(f) for f in faults]))
-    return DataError.exit_code
+    except DataError as error:
+        print(json.dumps([dataclasses.asdict(f) for f in error.faults]))
+        return DataError.exit_code

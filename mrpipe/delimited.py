@@ -15,8 +15,7 @@ from pyarrow import csv as pacsv
 from mrpipe.budget import too_large
 from mrpipe.errors import DataError, Fault, MissingExtraError
 from mrpipe.forms import form_of, open_binary, plain_source, read_typed, recognise
-from mrpipe.reading import AGAIN
-from mrpipe.reading import unreadable as unreadable
+from mrpipe.reading import AGAIN, unreadable
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 # Start of a number, which may be a limit such as <0.5; number with a decimal comma.

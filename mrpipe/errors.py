@@ -3,7 +3,8 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -96,6 +97,7 @@ class FaultCollector:
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
+        self._n_refused = 0
 
     def add(self, fault: Fault | None) -> None:
         if fault is not None:
@@ -103,14 +105,22 @@ class FaultCollector:
 
     def absorb(self, error: DataError) -> None:
         self.faults.extend(error.faults)
+        self._n_refused += len(error.faults) if isinstance(error, StorageError) else 0
 
     def attempt(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
         """Result of a function, or None after adding the faults that it raised."""
+        result: T | None = None
+        with self.collecting():
+            result = function(*arguments, **named)
+        return result
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Context that ends where a DataError is raised, whose faults are added."""
         try:
-            return function(*arguments, **named)
+            yield
         except DataError as error:
             self.absorb(error)
-            return None
 
     def absorb_some(self, errors: Sequence[DataError], file: str, fix: str = "") -> None:
         """Add the faults of the first damaged files of a folder or table; the others are only counted."""
@@ -120,8 +130,9 @@ class FaultCollector:
             self.add(Fault(file=file, expected="intact files", found=f"{n} more damaged files", fix=fix))
 
     def raise_if_any(self) -> None:
+        """Raise the faults as a DataError, or a StorageError if the disk or the system caused all of them."""
         if self.faults:
-            raise DataError(self.faults)
+            raise (StorageError if self._n_refused == len(self.faults) else DataError)(self.faults)
 
 
 def did_you_mean(name: object, known: Iterable[object], *, otherwise: str | None = None) -> str:
@@ -161,6 +172,7 @@ def shape(name: str) -> str:
 
 
 def reason(error: object) -> str:
-    """First line of an exception, or its type if it comes from a library that quotes cells."""
+    """First line of an exception without memory addresses, or its type if it comes from a library that quotes cells."""
     quoting = type(error).__module__.partition(".")[0] in ("polars", "pyarrow", "pandas") and not values_shown()
-    return type(error).__name__ if quoting else (str(error).splitlines() or [type(error).__name__])[0]
+    text = "" if quoting else re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", f"{error}".partition("\n")[0])
+    return text or type(error).__name__

@@ -122,7 +122,7 @@ def by_name(name: str) -> Form | None:
 
 def recognise(path: Path) -> Form | None:
     """The form of a file by the end of its name, or else by its first bytes."""
-    if form := by_name(path.name):
+    if (form := by_name(path.name)) or not path.is_file():  # a pipe may never end
         return form
     with suppress(OSError), path.open("rb") as handle:
         start = handle.read(132)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from mrpipe.errors import Fault, MrpipeError, StorageError, UsageError
+from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.reading import refusal_of
 
 Claim = Callable[[Namespace], AbstractContextManager[None]]
@@ -69,8 +69,7 @@ def writing(path: Path, *, part_of: Path | None = None) -> Iterator[None]:
             must be free, and whoever takes that lock must find those of all parts free.
 
     Raises:
-        UsageError: another process writes to the folder (names its host and process).
-        StorageError: no lock can be made there.
+        UsageError: another process writes to the folder; names its host and process.
     """
     target, folder = resolved(path), resolved(part_of or path)
     place = hidden(target if part_of is None else folder / "-".join(target.relative_to(folder).parts), "")
@@ -100,14 +99,11 @@ def _held(shown: Path, place: Path, patience: float = 0.2) -> Iterator[None]:
             lock = SoftFileLock(f"{place}.writing-soft", is_singleton=True)
             again = lock.is_locked
             lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise UsageError(f"{shown}: {_holder(Path(lock.lock_file))}, or choose another --out") from error
     except OSError as error:
-        if isinstance(error, Timeout):
-            raise UsageError(f"{shown}: {_holder(Path(lock.lock_file))}, or choose another --out") from error
-        if (refusal := refusal_of(error)) is None:
-            raise
-        expected = "a folder that can be written to"
-        fault = Fault(file=str(place.parent), expected=expected, found=refusal[1], fix=refusal[2])
-        raise StorageError(fault) from error
+        error.filename = str(place.parent)  # not the lock, which the user does not know
+        raise
     mine = not again and not isinstance(lock, SoftFileLock)
     try:
         with suppress(OSError):  # For the messages of others; a soft lock contains the same.

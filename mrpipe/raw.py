@@ -16,7 +16,7 @@ from mrpipe.delimited import line_of, read_table
 from mrpipe.errors import DataError, Fault, FaultCollector, cell
 from mrpipe.forms import ENDINGS
 from mrpipe.ids import near_miss
-from mrpipe.reading import reading, unreadable
+from mrpipe.reading import reading
 
 ParsedT = TypeVar("ParsedT")
 # Column of 1-based record numbers; blank lines count. `delimited.line_of` gives the line of a record.
@@ -218,13 +218,11 @@ class Folder:
             files = sorted(p for p in self.unpacked.rglob("*") if p.is_file())
             members = [(p.relative_to(self.unpacked).as_posix(), p) for p in files]
         elif self.archive.is_file():
-            try:
+            with reading(self.archive.name, "a complete zip archive"):
                 self._zip = zipfile.ZipFile(self.archive)
                 members = sorted(((_member_name(i), i) for i in self._zip.infolist()), key=lambda m: m[0])
                 if any(not PurePosixPath(path).parts for path, _ in members):
                     raise zipfile.BadZipFile("a member without a name")
-            except Exception as error:  # damaged bytes can raise any exception
-                raise unreadable(error, self.archive.name, "a complete zip archive") from error
         self._members: dict[str, zipfile.ZipInfo | Path] = {}
         shown: dict[str, str] = {}
         for path, member in members:

@@ -32,6 +32,7 @@ REFUSALS: dict[int, tuple[str, str]] = {
     errno.ESTALE: ("the network file system lost the file", "Run the same command again."),
     errno.ENOMEM: ("not enough memory", "Use a machine with more memory."),
 }
+_MAX_JSON = 2**25  # bytes
 # Libraries that are not written in Python mention the number in their messages.
 _NUMBER = re.compile(r"\b(?:os error|errno)\W{0,4}(\d+)", re.IGNORECASE)
 _SHORTAGE = re.compile("out of memory|can.t allocate memory|not enough memory")
@@ -49,13 +50,19 @@ def refusal_of(error: object) -> tuple[int, str, str] | None:
     return (number, *REFUSALS[number]) if number in REFUSALS else None
 
 
-def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) -> DataError:
-    """The error for a file that cannot be read completely; `error` is the exception, or a reason."""
+def unreadable(
+    error: object, shown_as: str, expected: str, fix: str = AGAIN, *, column: str | None = None, path: object = ""
+) -> DataError:
+    """The error for a file that cannot be read completely; `error` is the exception, or a reason.
+
+    Args:
+        path: name of the file in messages of the library, which is replaced by `shown_as`.
+    """
     number, refused, advice = refusal_of(error) or (None, "", "")
     if number not in (None, errno.ENOMEM):
         refused += " to read it" * (number in (errno.EACCES, errno.EPERM))
         return StorageError(Fault(file=shown_as, expected="a readable file", found=refused, fix=advice))
-    found = reason(error)
+    found = reason(error).replace(str(path) or "\0", shown_as)
     if isinstance(error, FileNotFoundError):
         found, fix = "no such file", "" if fix in (AGAIN, RUN_AGAIN) else fix
     elif isinstance(error, IsADirectoryError):
@@ -66,12 +73,14 @@ def unreadable(error: object, shown_as: str, expected: str, fix: str = AGAIN) ->
         found = f"unreadable data ({type(error).__name__}: {found})"
     else:  # jsonschema reports the place
         found = f"unreadable data ({': '.join(filter(None, [getattr(error, 'json_path', ''), found]))})"
-    return DataError(Fault(file=shown_as, expected=expected, found=found, fix=fix))
+    return DataError(Fault(file=shown_as, column=column, expected=expected, found=found, fix=fix))
 
 
 @contextmanager
-def reading(shown_as: Path | str, expected: str, fix: str = AGAIN) -> Iterator[None]:
-    """Context of code that reads a file from outside.
+def reading(
+    shown_as: Path | str, expected: str, fix: str = AGAIN, *, column: str | None = None, path: object = ""
+) -> Iterator[None]:
+    """Context of code that reads a file from outside, or its part `column`; `path` as for `unreadable`.
 
     Damaged bytes can raise any exception of the libraries, also panics of polars, which are no `Exception`.
 
@@ -88,7 +97,7 @@ def reading(shown_as: Path | str, expected: str, fix: str = AGAIN) -> Iterator[N
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise unreadable(error, str(shown_as), expected, fix) from error
+        raise unreadable(error, str(shown_as), expected, fix, column=column, path=path) from error
 
 
 def read_json(
@@ -96,12 +105,21 @@ def read_json(
 ) -> dict[str, Any]:
     """Content of a JSON file in UTF-8, an object with at least `keys`; see `reading` for the errors."""
     with reading(path, expected, fix):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if (size := path.stat().st_size) > _MAX_JSON:
+            raise ValueError(f"{size:,} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
         if not isinstance(value, dict):
             raise ValueError(f"a JSON {type(value).__name__}")
         if missing := [key for key in keys if key not in value]:
             raise ValueError(f"no {', '.join(missing)}")
         return value
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; programs differ in which of two equal keys they take."""
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice in an object")
+    return values
 
 
 def read_frame(path: Path, columns: Sequence[str] | None = None, fix: str = RUN_AGAIN) -> "pl.DataFrame":

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,26 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe.budget import FLOOR, allowed
 from mrpipe.errors import DataError, Fault
 from mrpipe.reading import reading
 
-# Bytes that the datasets of a file may declare: FLOOR, or FACTOR times the size of the file if that is more.
-FLOOR, FACTOR = 2**28, 64
 TEXTS = 64  # texts that are read at a time, as texts of variable length can share their bytes
 DEFLATE = h5py.h5z.FILTER_DEFLATE
 _FILTERS = {DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 
 
 class Hdf5:
-    """An open HDF5 file; problems of its content are a DataError with the path of the group or dataset."""
+    """An open HDF5 file; problems of its content are a DataError with the path of the group or dataset.
+
+    All datasets together may declare the budget of a file of `size` bytes.
+    """
 
     def __init__(self, root: h5py.File, shown_as: str, fix: str, size: int):
-        self.root, self.shown_as, self.fix, self.room = root, shown_as, fix, max(FLOOR, FACTOR * size)
+        self.root, self.shown_as, self.fix, self.room = root, shown_as, fix, allowed(size)
+
+    def _reading(self, path: str) -> AbstractContextManager[None]:
+        return reading(self.shown_as, "readable data", self.fix, column=path.strip("/"))
 
     def _refused(self, path: str, expected: str, found: str) -> DataError:
         fault = Fault(file=self.shown_as, column=path.strip("/"), expected=expected, found=found[:200], fix=self.fix)
@@ -35,14 +40,12 @@ class Hdf5:
         """Member of a group, None if it has none of this name; a link to another place is refused, not followed."""
         if not isinstance(group, h5py.Group):
             return None
-        try:
+        path = f"{group.name}/{name}"
+        with self._reading(path):
             link = group.get(name, getlink=True)
             if link is None or isinstance(link, h5py.HardLink):
                 return None if link is None else group[name]
-            expected, found = "data in this file", f"a link to another place ({type(link).__name__})"
-        except Exception as error:  # damaged bytes can raise any exception
-            expected, found = "readable data", f"damaged data ({type(error).__name__}: {error})"
-        raise self._refused(f"{group.name}/{name}", expected, found)
+        raise self._refused(path, "data in this file", f"a link to another place ({type(link).__name__})")
 
     def check(self, item: h5py.Dataset) -> None:
         """Raise a DataError unless the file itself contains the declared numbers or texts."""
@@ -52,10 +55,10 @@ class Hdf5:
         if item.dtype.kind not in "biufcS" and h5py.check_string_dtype(item.dtype) is None:
             raise self._refused(path, "numbers or texts", f"values of type {item.dtype}")
         # A damaged header can declare terabytes; compression reduces data by a factor of at most 1,032.
-        needed = item.nbytes + (math.prod(item.chunks) * item.dtype.itemsize if item.chunks else 0)
-        if needed > self.room or item.nbytes > max(2**20, 1100 * stored):
+        room = self.room - item.nbytes - (math.prod(item.chunks) * item.dtype.itemsize if item.chunks else 0)
+        if room < 0 or item.nbytes > max(2**20, 1100 * stored):
             raise self._refused(path, "the declared data", f"shape {item.shape}, but only {stored:,} bytes of data")
-        self.room -= needed
+        self.room = room
         plan = item.id.get_create_plist()
         filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
         if not set(filters) <= _FILTERS or len(set(filters)) < len(filters):
@@ -75,7 +78,7 @@ class Hdf5:
         Raises:
             DataError: damaged data, or see `check`.
         """
-        try:
+        with self._reading(str(item.name)):
             self.check(item)
             if item.dtype.kind != "O" or not item.ndim:
                 return np.asarray(item[()])
@@ -88,11 +91,6 @@ class Hdf5:
                 if self.room < 0:
                     raise ValueError("texts that share their bytes")
             return np.concatenate(parts)
-        except DataError:
-            raise
-        except Exception as error:  # damaged bytes can raise any exception
-            found = f"damaged data ({type(error).__name__}: {error})"
-            raise self._refused(str(item.name), "readable data", found) from error
 
 
 @contextmanager

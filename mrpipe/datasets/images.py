@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from mrpipe.errors import DataError, Fault
+from mrpipe.reading import reading
 from mrpipe.schema import Modality
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
@@ -22,16 +22,11 @@ MAX_PIXELS = 2**25  # an 8K screen; decoded, about 400 MiB
 @contextmanager
 def _opened(data: bytes, shown_as: str) -> Iterator[Image.Image]:
     """Open an image; any error of Pillow becomes a DataError, and so does an image of few or too many pixels."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if min(image.size) < MIN_SIDE or math.prod(image.size) > MAX_PIXELS:
-                raise ValueError(f"an image of {image.width} x {image.height} pixels")
-            yield image
-    except Exception as error:  # damaged bytes can raise any exception
-        # Pillow's message ends with the memory address of the buffer.
-        reason = str(error).split(" <_io")[0] or type(error).__name__
-        expected, fix = "a complete JPEG or PNG image", "The file is damaged or truncated: download it again."
-        raise DataError(Fault(file=shown_as, expected=expected, found=reason, fix=fix)) from error
+    expected = "a complete JPEG or PNG image"
+    with reading(shown_as, expected), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        if min(image.size) < MIN_SIDE or math.prod(image.size) > MAX_PIXELS:
+            raise ValueError(f"an image of {image.width} x {image.height} pixels")
+        yield image
 
 
 def image_size(data: bytes, shown_as: str) -> tuple[int, int]:

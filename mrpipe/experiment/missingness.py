@@ -36,6 +36,7 @@ MECHANISMS = ("mcar", "mnar_label", "mnar_value", "block", "timestep_drop", "gau
 AT_LOAD = ("timestep_drop", "gaussian")
 RATES = ("nominal", "marginal")
 MASK_KEY = "mrpipe.missingness"
+_EXPECTED, _FIX = "a mask file of `mrpipe mask`", "Draw the mask again: mrpipe mask."
 # Group of the realised rate over all modalities and samples.
 ALL = "all modalities"
 _MAX_REDRAWS = 10_000
@@ -267,7 +268,7 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
     Raises:
         DataError: the file does not exist, is damaged, or is not a mask file.
     """
-    with reading(path, "a mask file of `mrpipe mask`", "Draw the mask again: mrpipe mask."):
+    with reading(path, _EXPECTED, _FIX):
         require_parquet(path, str(path))
         values = json.loads(read_metadata(path)[MASK_KEY])
         store_id = values.pop("store_id")
@@ -281,7 +282,7 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
 
 def read_realised(path: Path) -> dict[str, float]:
     """The realised rates of a mask file, by group as in `realised_rates`; empty for a file of an older version."""
-    with reading(path, "a mask file of `mrpipe mask`", "Draw the mask again: mrpipe mask."):
+    with reading(path, _EXPECTED, _FIX):
         return dict(json.loads(read_metadata(path)[MASK_KEY]).get("realised", {}))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.reading import reading
 from mrpipe.store.masks import combination_name
 from mrpipe.store.parquet import read_metadata, write_frame
 
@@ -51,8 +52,9 @@ def write_best(
 
 
 def read_best(truth: Path, task: str) -> pl.DataFrame | None:
-    """Content of `best.parquet`; None if the file is absent or belongs to another task."""
+    """Content of `best.parquet`; None if the file is absent or belongs to another task, a DataError if damaged."""
     path = truth / NAME
-    if not path.is_file() or json.loads(read_metadata(path)[KEY]) != task:
+    if not path.is_file():
         return None
-    return pl.read_parquet(path)
+    with reading(path, "the best possible predictions of a simulator", "Simulate the export again."):
+        return pl.read_parquet(path) if json.loads(read_metadata(path)[KEY]) == task else None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mrpipe.budget import allowed, too_large
 from mrpipe.errors import DataError, Fault
 from mrpipe.forms import open_binary
-from mrpipe.reading import refusal_of, unreadable
+from mrpipe.reading import reading
 
 _NIFTI2 = tuple((540).to_bytes(4, order) for order in ("little", "big"))  # length of the header
 # Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
@@ -62,7 +62,7 @@ def load_nifti(path: Path, shown_as: str) -> Any:
     Raises:
         DataError: the file is not NIfTI, is truncated, or has no usable affine or contradicting orientations.
     """
-    try:
+    with reading(shown_as, "a complete NIfTI image", path=path):
         path.open("rb").close()  # nibabel hides a lack of permission
         image = _opened(path, shown_as)
         n, limit = math.prod(image.shape), allowed(path.stat().st_size)
@@ -70,11 +70,6 @@ def load_nifti(path: Path, shown_as: str) -> Any:
             raise too_large(shown_as, limit, f"an image of shape {image.shape}", "voxels (8 bytes each)")
         # Read the voxels here, so that a truncated file is reported by name.
         np.asarray(image.dataobj)
-    except DataError:
-        raise
-    except Exception as error:  # damaged bytes can raise any exception
-        reason = error if refusal_of(error) else str(error).replace(str(path), shown_as)
-        raise unreadable(reason or type(error).__name__, shown_as, "a complete NIfTI image") from error
     if np.asarray(image.dataobj).dtype.kind not in "iuf":
         found, fix = f"voxels of type {image.get_data_dtype()}", "Convert the DICOM series again, as grey values."
         raise refused(shown_as, "one real number per voxel", found, fix)
@@ -126,10 +121,8 @@ def _same_directions(header: Any, shown_as: str) -> bool:
     if not (header["sform_code"] and header["qform_code"]):
         return True
     again = "Convert the DICOM series again, or set the orientation manually if it is known."
-    try:
+    with reading(shown_as, "a rotation in qform", again):
         sform, qform = header.get_sform(), header.get_qform()
-    except Exception as error:
-        raise refused(shown_as, "a rotation in qform", str(error), again) from error
     norms = np.linalg.norm(sform[:3, :3], axis=0) * np.linalg.norm(qform[:3, :3], axis=0)
     if ((sform[:3, :3] * qform[:3, :3]).sum(axis=0) < 0.7 * norms).any():
         axes = ["".join(map(str, nib.aff2axcodes(a))) for a in (sform, qform)]

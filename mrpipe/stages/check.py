@@ -106,7 +106,7 @@ def check(
         with suppress(Exception), redirect_stderr(io.StringIO()):
             cohort = dataset.cohort(raw, options)
             faults += _cohort_faults(declared, cohort.samples, cohort.labels, chosen, {}, seed, own)
-        raise DataError(faults) from error
+        raise type(error)(faults) from error
     seen = state_of(file for files in (checked.files, *checked.groups.values()) for file in files)
     present = dataset.modalities_of(raw, options) if dataset.modalities_of else tuple(declared.modalities)
     _require_known(dataset, "modality", modalities, present)

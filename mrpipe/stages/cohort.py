@@ -1,6 +1,5 @@
 """cohort: cohort selection, labels and attrition."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import polars as pl
 
 from mrpipe.errors import LISTED_FAULTS, DataError, Fault
 from mrpipe.options import parse_options
+from mrpipe.reading import read_json
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_frame
@@ -68,7 +68,7 @@ def state_of(files: Iterable[Path | str]) -> dict[str, list[int]]:
 def require_unchanged(work: Path, *outputs: Path) -> None:
     """Raise a DataError that names the input files that changed since the check, and remove outputs made from them."""
     paths = WorkLayout(work)
-    before = json.loads(paths.inputs.read_text(encoding="utf-8")) if paths.inputs.is_file() else {}
+    before = read_json(paths.inputs, fix="Check the export again.") if paths.inputs.is_file() else {}
     now = state_of(before)
     if changed := [path for path, state in before.items() if now.get(path) != state]:
         for output in outputs:

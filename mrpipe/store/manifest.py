@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator, validators
 
 from mrpipe.errors import DataError, Fault, values_shown
 from mrpipe.privacy import Count, counts_rounded
+from mrpipe.reading import read_json
 from mrpipe.schema import Modality, Task
 from mrpipe.store.layout import StoreLayout
 
@@ -22,7 +23,6 @@ FORMAT = 2
 RESTORE = "Restore the store from a copy, or delete its folder and build it again."
 # Keys that do not describe the data: the same data built by another version of mrpipe have the same id.
 _NOT_IN_ID = {"code_hash", "mrpipe_version", "card", "store_id", "checksum"}
-_MOST_BYTES = 2**24
 # Elements of `x` per byte of its file. Constant values, which compress best, reach a tenth of it.
 _MOST_ELEMENTS = 2**16
 # Key of the manifest, what was expected and what was found.
@@ -117,23 +117,8 @@ def read_sealed_json(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         DataError: not a JSON object.
     """
-    try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise ValueError(f"{size} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        if not isinstance(values, dict):
-            raise ValueError(f"a JSON {type(values).__name__}")
-        return values, checksum(values)
-    except (ValueError, RecursionError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(Fault(file=str(path), expected="a JSON object", found=found, fix=RESTORE)) from error
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; programs differ in which of two equal keys they take."""
-    if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("a key occurs twice in an object")
-    return values
+    values = read_json(path, fix=RESTORE)
+    return values, checksum(values)
 
 
 def read_manifest(root: Path) -> Manifest:

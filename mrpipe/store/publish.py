@@ -17,13 +17,13 @@ from mrpipe.store.layout import StoreLayout
 def hidden_folder(store: Path, kind: str) -> Iterator[Path]:
     """Context with a new private folder beside a store, whose lock is held; the folder is removed at the end.
 
-    Folders of the same kind that killed processes left are removed first.
+    Folders of the same kind, and those of `seal` (kind s), that killed processes left are removed first.
 
     Raises:
         UsageError: another process writes the store, or its folder contains other files.
     """
     _require_replaceable(store)
-    name = re.compile(re.escape(hidden(store, f".{kind}").name) + "[0-9a-f]{8}")
+    name = re.compile(re.escape(hidden(store, ".").name) + f"[{kind}s][0-9a-f]{{8}}")
     with writing(store):
         for left in [p for p in store.parent.iterdir() if name.fullmatch(p.name)]:
             _remove(left, store)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.reading import read_frame, reading
 from mrpipe.schema import Modality, Task
 from mrpipe.store import masks
 from mrpipe.store.content import describe
@@ -184,17 +185,18 @@ class Store:
     @property
     def dictionary(self) -> pl.DataFrame:
         """Data dictionary, one row per feature."""
-        return pl.read_parquet(self._paths.dictionary)
+        return read_frame(self._paths.dictionary, fix=RESTORE)
 
     @property
     def attrition(self) -> pl.DataFrame:
         """Cohort flow: `step, reason, n_before, n_after`."""
-        return pl.read_parquet(self._paths.attrition).filter(pl.col("modality").is_null()).drop("modality")
+        flow = read_frame(self._paths.attrition, fix=RESTORE)
+        return flow.filter(pl.col("modality").is_null()).drop("modality")
 
     @property
     def losses(self) -> pl.DataFrame:
         """Samples that lost a single modality, by reason: `modality, step, reason, n_before, n_after`."""
-        frame = pl.read_parquet(self._paths.attrition).filter(pl.col("modality").is_not_null())
+        frame = read_frame(self._paths.attrition, fix=RESTORE).filter(pl.col("modality").is_not_null())
         return frame.select("modality", pl.exclude("modality"))
 
     def patterns(self) -> pl.DataFrame:
@@ -249,13 +251,9 @@ class Store:
         hashes = hash_faults(root, manifest, remember=False) if deep else ()
         _raise([*other_faults(root, manifest), *hashes])
         stated = {entry["file"]: entry["sha256"] for entry in manifest.files}
-        try:
+        with reading(root, "readable tables", RESTORE):
             content = describe(root, self.bits, [t.name for t in self.tasks], self.schemes, stated)
             breaches = find_breaches(root, self.tasks, deep=deep)
-        except (Exception, pl.exceptions.PanicException) as error:
-            # Whatever a library raises, it cannot read the tables that the manifest declares.
-            text = f"{type(error).__name__}: {error}"
-            raise DataError(Fault(file=str(root), expected="readable tables", found=text, fix=RESTORE)) from error
         place = str(self._paths.manifest)
         for key, value in content.items():
             for column, actual, found in differences(getattr(manifest, key), value, key):

@@ -145,7 +145,6 @@ def test_other_globals_are_named_and_never_called(
 @pytest.mark.parametrize(
     "value",
     [
-        collections.OrderedDict(a=1),
         datetime.date(2020, 1, 1),
         decimal.Decimal("0.1"),
         fractions.Fraction(1, 3),

@@ -155,9 +155,8 @@ def test_a_folder_without_permission_is_one_sentence() -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         done = run(["simulate", "tables", "--out", f"{name}/raw"], Path("/"), 65534)
-    reason = "expected a folder that can be written to; found no permission"
-    advice = "Ask the owner of the file or folder for access, or choose another path."
-    assert (done.returncode, done.stderr) == (4, f"mrpipe simulate: {name}: {reason}. {advice}\n")
+    reason = f"{name}: no permission. Ask the owner of the file or folder for access, or choose another path."
+    assert (done.returncode, done.stderr) == (4, f"mrpipe simulate: {reason}\n")
 
 
 def test_the_lock_names_its_holder_and_disappears(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mrpipe.budget import MAX_YAML, load_yaml, read_small
 from mrpipe.errors import DataError
+from mrpipe.reading import reading
 
 from .plan import ConfigError, schema_faults
 
@@ -25,11 +26,9 @@ def read_suites(files: Sequence[Path]) -> dict[str, Any]:
     faults: list[str] = []
     for file in files:
         try:
-            said = load_yaml(read_small(file, str(file), MAX_YAML).decode("utf-8-sig"), str(file)) or {}
-        except FileNotFoundError:
-            faults.append(f"suites: no file {str(file)!r}")
-            continue
-        except (DataError, UnicodeDecodeError) as error:
+            with reading(file, "a file of suites", "Check the paths in the key `suites` of the configuration."):
+                said = load_yaml(read_small(file, str(file), MAX_YAML).decode("utf-8-sig"), str(file)) or {}
+        except DataError as error:
             faults.append(f"suites: {error}")
             continue
         wrong = schema_faults(said, schema)

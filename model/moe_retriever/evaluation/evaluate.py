@@ -23,7 +23,7 @@ from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.evaluation.calibration import decide, risk_coverage
 from moe_retriever.evaluation.groups import pattern_rows, subgroups
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
-from moe_retriever.training.checkpoint import MASK_NAME, NAME, Trained, load_run, reading, require_training_store
+from moe_retriever.training.checkpoint import MASK_NAME, NAME, Trained, load_run, reading_entry, require_training_store
 from moe_retriever.training.predict import predict, prediction_frame
 from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import read_masks, read_realised
@@ -123,7 +123,7 @@ def prepare(trained: Trained, run: Path, reference: Store | None, device: str) -
         return data
     if trained.reference is None:
         raise UsageError("the run has no stored retrieval bank (larger than bank_mb); pass --reference-store")
-    with reading(run / NAME, "reference"):
+    with reading_entry(run / NAME, "reference"):
         trained.method.load_reference(trained.reference)
     return None
 

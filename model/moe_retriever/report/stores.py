@@ -86,11 +86,9 @@ def public(value: Any) -> Any:
 
 
 def sealed_at(store: Store) -> dict[str, str]:
-    """When and with which software versions the store was sealed; empty if the provenance file is missing."""
-    path = StoreLayout(store.path).provenance
-    if not path.is_file():
-        return {}
-    said = read_json(path, "the provenance of a store", "Copy or seal the store again.", keys=("versions", "sealed_at"))
+    """When and with which software versions the store was sealed."""
+    path, keys = StoreLayout(store.path).provenance, ("versions", "sealed_at", "python")
+    said = read_json(path, "the provenance of a store", "Copy or seal the store again.", keys=keys)
     versions = ", ".join(f"{k} {v}" for k, v in said["versions"].items())
     return {"at": said["sealed_at"], "versions": f"Python {said['python']}, {versions}"}
 

@@ -6,8 +6,8 @@ Both contain only tensors and plain values, which `mrpipe.pickles` reads without
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, cast
@@ -26,7 +26,7 @@ from moe_retriever.methods.base import AnyMethod, ReferenceState
 from moe_retriever.metrics import convention_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.pickles import read_tensors
-from mrpipe.reading import unreadable
+from mrpipe.reading import reading
 from mrpipe.schema import Modality
 from mrpipe.store.parquet import replacing
 from mrpipe.store.reader import Store
@@ -129,7 +129,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, object]:
     Raises:
         DataError: the file does not exist, or is not a checkpoint of this project.
     """
-    with reading(path):
+    with reading_entry(path):
         value = _as_tensors(read_tensors(path, str(path)), device)
     if not isinstance(value, dict) or str(value.get("format")) != str(FORMAT) or "fingerprint" not in value:
         expected = f"a checkpoint of format {FORMAT}"
@@ -145,16 +145,9 @@ def _as_tensors(value: object, device: torch.device | str) -> object:
     return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
 
 
-@contextmanager
-def reading(path: Path, key: str | None = None) -> Iterator[None]:
-    """Report an error in a damaged checkpoint, or in one entry of it, as a DataError; it can be any exception."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        found = unreadable(error, str(path), "a checkpoint", FIX)
-        raise type(found)(replace(found.faults[0], column=key)) from error
+def reading_entry(path: Path, key: str | None = None) -> AbstractContextManager[None]:
+    """Context of code that reads a checkpoint, or one entry of it; see `reading` for the errors."""
+    return reading(path, "a checkpoint", FIX, column=key)
 
 
 def require_weights(path: Path, method: nn.Module, state: Mapping[str, object]) -> None:
@@ -298,9 +291,9 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     """
     path = run / NAME
     value = cast(RunFile, read(path))
-    with reading(path, "training"):
+    with reading_entry(path, "training"):
         training = json.loads(value["training"])
-    with reading(path, "origin"):
+    with reading_entry(path, "origin"):
         stored = json.loads(value["origin"])
     faults = FaultCollector()
     for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors({**value, "training": training, "origin": stored}):
@@ -310,14 +303,14 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
     faults.raise_if_any()
     origin = Origin(**{**stored, "modalities": tuple(stored["modalities"])})
     center, scale = value["target"]
-    with reading(path, "target"):
+    with reading_entry(path, "target"):
         if not (math.isfinite(center) and 0 < scale < math.inf):
             raise ValueError(f"center {center}, scale {scale}")
     modalities = tuple(ModalitySpec(name=m["name"], kind=m["kind"], shape=(*m["shape"],)) for m in value["modalities"])
     spec = DataSpec(modalities=modalities, classes=tuple(value["classes"]), center=center, scale=scale)
     spec = replace(spec, convention=convention_of(origin.dataset, origin.task))
     count = _counter(value["state"])
-    with reading(path, "config"), hooks.register_module_parameter_registration_hook(count):
+    with reading_entry(path, "config"), hooks.register_module_parameter_registration_hook(count):
         cls = get(value["config"]["method"])
         config = Config.from_dict(value["config"], cls)
         # Trained weights replace those of the file of initial weights, which may be gone.
@@ -325,8 +318,8 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Trained:
         with hooks.register_module_buffer_registration_hook(count):
             method = cls.create(spec, without_file)
     require_weights(path, method, value["state"])
-    with reading(path, "state"):
+    with reading_entry(path, "state"):
         method.to(device).load_state_dict(value["state"])
-    with reading(path, "transforms"):
+    with reading_entry(path, "transforms"):
         fitted = Transforms.from_json(value["transforms"])
     return Trained(method, config, spec, fitted, origin, value["reference"], training)

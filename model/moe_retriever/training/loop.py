@@ -353,7 +353,7 @@ def _descend(
     }
     if before is not None:
         path = run / checkpoint.RESUME_NAME
-        with checkpoint.reading(path, "state"):
+        with checkpoint.reading_entry(path, "state"):
             state = cast(State, {k: before[k] for k in state})  # type: ignore[literal-required]
             for weights in (before["state"], state["best_state"] or before["state"]):
                 checkpoint.require_weights(path, method, weights)

@@ -9,7 +9,7 @@ import polars.selectors as cs
 
 from mrpipe.budget import require_parquet
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.reading import reading, unreadable
+from mrpipe.reading import reading
 
 CODES, SPLITS, ABOUT = "metadata/codes.parquet", "metadata/subject_splits.parquet", "metadata/dataset.json"
 TIME = pl.Datetime("us")
@@ -52,14 +52,7 @@ def files(raw: Path, name: str, columns: Mapping[str, Any]) -> list[pl.LazyFrame
     faults, frames = FaultCollector(), []
     for path in files_of(raw, name):
         shown, chosen = path.relative_to(raw).as_posix(), []
-        try:
-            require_parquet(path, shown)
-            schema = pl.read_parquet_schema(path)
-        except DataError as error:
-            faults.absorb(error)
-            continue
-        except (Exception, pl.exceptions.PanicException) as error:
-            faults.absorb(unreadable(error, shown, "a whole Parquet file"))
+        if (schema := faults.attempt(_schema, path, shown)) is None:
             continue
         for key, dtype in columns.items():
             column, (expected, known) = key.rstrip("?"), _KINDS[dtype]
@@ -76,6 +69,12 @@ def files(raw: Path, name: str, columns: Mapping[str, Any]) -> list[pl.LazyFrame
         faults.add(Fault(file=name, expected="Parquet files", found="none", fix=fix))
     faults.raise_if_any()
     return frames
+
+
+def _schema(path: Path, shown: str) -> Mapping[str, Any]:
+    with reading(shown, "a whole Parquet file"):
+        require_parquet(path, shown)
+        return pl.read_parquet_schema(path)
 
 
 def run(frame: pl.LazyFrame, shown: str) -> pl.DataFrame:

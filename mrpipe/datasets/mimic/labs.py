@@ -8,6 +8,7 @@ include all items of the cohort; transforms fitted on training rows select those
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +20,9 @@ from mrpipe.datasets.mimic.harmonise import CohortItems, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
+from mrpipe.errors import DataError, UsageError
 from mrpipe.schema import Features
+from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import read_metadata, replacing
 
 LAB = "laboratory results and charted vital signs, one step per measurement: [position in levels, value], hours"
@@ -110,12 +113,13 @@ def prepare_summary(
     raw: Path, samples: pl.DataFrame, options: MimicOptions, part: int, n_parts: int, out: Path
 ) -> None:
     """Prepare a part of lab_summary, which equals that of lab: copy the part of lab if it is up to date."""
-    sibling = out.parent.parent / "lab" / out.name
-    current = input_hash(event_files(raw, options), raw, samples, options)
-    if sibling.is_file() and json.loads(read_metadata(sibling)[PART_KEY])["fingerprint"] == current:
-        with replacing(out) as temporary:
-            shutil.copyfile(sibling, temporary)
-        return
+    work, current = WorkLayout(out.parents[2]), input_hash(event_files(raw, options), raw, samples, options)
+    with suppress(UsageError, DataError):  # not prepared yet, or changed since
+        sibling = work.require(work.part("lab", part, n_parts), "prepare")
+        if json.loads(read_metadata(sibling)[PART_KEY])["fingerprint"] == current:
+            with replacing(out) as temporary:
+                shutil.copyfile(sibling, temporary)
+            return
     prepare_events(raw, samples, options, part, n_parts, out)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -65,7 +66,7 @@ class Chain:
             head = read_scan(scan, shown_as)
         except DataError as error:
             raise ScanFailedError(f"expected {error.faults[0].expected}", f"found {error.faults[0].found}") from error
-        Image.new("RGB", (60, 44), (len(self.calls) * 20, 0, 0)).save(picture)
+        Image.new("RGB", (60, 44), (zlib.crc32(shown_as.encode()) % 256, 0, 0)).save(picture)
         gm = np.full(GRID.mask.shape, head.data.mean(), dtype=np.float32)
         numbers = dict.fromkeys(NUMBERS, 1.0) | self.numbers
         return ScanResult(gm=gm, numbers=numbers, seconds={"all": 1.0}, peak_mb=1.0, notes=head.notes)

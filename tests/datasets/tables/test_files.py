@@ -173,9 +173,9 @@ def test_faults_of_images(tmp_path: Path) -> None:
     message = faults_of(tmp_path, table, spec(PHOTOS))
     for line, part in (
         (7, "expected a complete JPEG or PNG image; found '•••••/•.•••': "),
-        (8, "expected a complete JPEG or PNG image; found '•••••/•.•••': cannot identify"),
+        (8, "expected a complete JPEG or PNG image; found '•••••/•.•••': unreadable data (cannot identify image file)"),
         (9, "expected a file in the export folder, relative to it; found '•••••/•.•••': no such file"),
-        (10, "found '•••••/•.•••': an image of 20 x 2 pixels"),
+        (10, "found '•••••/•.•••': unreadable data (an image of 20 x 2 pixels)"),
         (11, "expected a file in the export folder, relative to it; found '../•••.•••': another place"),
         (12, "expected a file in the export folder, relative to it; found '/•••/•••••': another place"),
     ):

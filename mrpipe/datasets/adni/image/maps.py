@@ -24,7 +24,7 @@ from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid, read_grid
 from mrpipe.imaging.nifti import on_grid
 from mrpipe.raw import ROW, Column, read_csv, sha256
-from mrpipe.reading import refusal_of, unreadable
+from mrpipe.reading import reading
 
 STACK, SUBJECTS, MANIFEST = "ADNI_G.npy", "ADNI_subj.txt", "maps.csv"
 MANIFEST_COLUMNS = (
@@ -139,11 +139,8 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
     listed = [p for p in path.parent.iterdir() if p.name.lower() == SUBJECTS.lower()]
     subjects = path.with_name(SUBJECTS) if not listed else listed[0]
     array: NDArray | None = None
-    try:
+    with faults.collecting(), reading(shown_as, "a complete NumPy array (scans × voxels)", path=path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # damaged bytes can raise any exception
-        reason = error if refusal_of(error) else str(error).replace(str(path), shown_as)
-        faults.absorb(unreadable(reason, shown_as, "a complete NumPy array (scans × voxels)"))
     numbered: list[tuple[int, str]] = []
     if subjects.is_file():
         data = subjects.read_bytes()

@@ -18,7 +18,7 @@ from mrpipe.delimited import decode, head
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.forms import is_table
 from mrpipe.raw import Column, read_csv
-from mrpipe.reading import refusal_of, unreadable
+from mrpipe.reading import reading, refusal_of
 
 PTID = re.compile(r"\d{3}_S_\d{4,5}", re.IGNORECASE)
 _ID, _DAY, _END = r"(?P<ptid>\d{3}_S_\d{4,5})", r"(?:19|20)\d\d-?\d\d-?\d\d", r"\.(?:nii(?:\.gz)?|dcm)"
@@ -140,13 +140,10 @@ def _bids_tables(raw: Path, faults: FaultCollector) -> dict[str, str]:
     for path in _bids_files(raw):
         key, value = next(c for end, c in _TABLES.items() if path.name.lower().endswith(end))
         shown_as, folder = masked(path.relative_to(raw)), path.parent.relative_to(raw)
-        try:  # the format is fixed: UTF-8, with tabs
-            rows = list(
-                csv.DictReader(decode(path.read_bytes(), shown_as=shown_as).splitlines(), delimiter="\t", restkey="")
-            )
-        except (DataError, OSError, csv.Error) as error:
-            faults.absorb(error if isinstance(error, DataError) else unreadable(error, shown_as, "a table of BIDS"))
-            continue
+        rows: list[dict[str, str]] = []
+        with faults.collecting(), reading(shown_as, "a table of BIDS"):  # the format is fixed: UTF-8, with tabs
+            lines = decode(read_small(path, shown_as), shown_as=shown_as).splitlines()
+            rows = list(csv.DictReader(lines, delimiter="\t", restkey=""))
         if rows and key not in rows[0]:
             expected, columns = "this column, and tabs between columns", f"columns {', '.join(rows[0])}"
             faults.add(Fault(file=shown_as, column=key, expected=expected, found=columns))

@@ -254,12 +254,8 @@ class TableScan:
         self._parts: list[TablePart] = []
         faults = FaultCollector()
         for path, name in zip(paths, self._shown, strict=True):
-            try:
+            with faults.collecting(), reading(name, "a readable file"):
                 self._parts.append((ParquetPart if is_parquet(path) else CsvPart)(path, name, self))
-            except DataError as error:
-                faults.absorb(error)
-            except OSError as error:
-                faults.absorb(unreadable(error, name, "a readable file"))
         faults.raise_if_any()
         self.header = self._parts[0].header
 

@@ -197,7 +197,6 @@ def _entry(
         return None
     intervals = file.read(t).astype(np.float64)
     words = x.dtype.kind in "SO"
-    file.check(x)
     if not features:
         file.check(x)
     values = file.read(x) if features else np.empty((0, *x.shape[1:]), x.dtype)

@@ -174,11 +174,9 @@ class SplitExport:
                 faults.add(self.fault(part, key, "one score per clip: (N,), (N, 1) or (N, 1, 1)", found))
                 continue
             score, before = table[:, 0], len(faults.faults)
-            try:
+            with faults.collecting():
                 ids = self._part_ids(part, value["id"], faults)
                 self._check_annotations(part, value, score, faults)
-            except DataError as error:
-                faults.absorb(error)
             if len(faults.faults) > before:
                 continue
             fold = [PARTS[part]] * len(ids)
