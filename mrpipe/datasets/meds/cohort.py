@@ -9,6 +9,7 @@ from mrpipe.datasets.declared import config_path
 from mrpipe.datasets.meds.config import PAGE, Codes, MedsConfig, MedsLabel, MedsOptions, read_config
 from mrpipe.datasets.meds.shards import ABOUT, CODES, EVENT, SPLITS, TIME, files_of, read, require, run, scan, titles
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.reading import reading
 from mrpipe.schema import Attrition, Checked, Cohort
 from mrpipe.store.splits import PART_ALIASES
 
@@ -175,7 +176,8 @@ def check_export(raw: Path, options: MedsOptions) -> Checked:
         observed[m.name] = begins.filter(has)["sample_id"]
     titles(raw, [])
     faults.raise_if_any()
-    about = load_json(read_small(raw / ABOUT, ABOUT, MAX_JSON), ABOUT) if (raw / ABOUT).is_file() else {}
+    with reading(ABOUT, "a JSON object"):
+        about = dict(load_json(read_small(raw / ABOUT, ABOUT, MAX_JSON), ABOUT)) if (raw / ABOUT).is_file() else {}
     for name, loss in {CODES: "codes have no titles", SPLITS: "no scheme standard", ABOUT: "no release"}.items():
         notes += [] if (raw / name).is_file() else [f"{name} is missing: {loss}"]
     if "split" in samples.columns and (n := samples["split"].null_count()):

@@ -132,6 +132,8 @@ def test_an_empty_folder_and_a_damaged_dataset_json_are_refused(tmp_path: Path) 
     (raw / "metadata").mkdir()
     (raw / "metadata" / "dataset.json").write_text('{"dataset_name": ')
     assert "metadata/dataset.json, line 1: expected JSON" in faults_of(raw)
+    (raw / "metadata" / "dataset.json").write_text("1.5")
+    assert "metadata/dataset.json: expected a JSON object" in faults_of(raw)
 
 
 @pytest.mark.parametrize(
