@@ -78,7 +78,7 @@ def _build(dataset: str, *arguments: object) -> Read:
 
 def cut_short(kind: str, before: bytes, after: bytes) -> bool:
     """The file lacks its end, which formats with a length or a checksum reveal."""
-    return len(after) < len(before) and before.startswith(after)
+    return len(after.rstrip(b"\n")) < len(before.rstrip(b"\n")) and before.startswith(after)
 
 
 def any_change(kind: str, before: bytes, after: bytes) -> bool:
@@ -223,7 +223,7 @@ TARGETS: tuple[Target, ...] = (
         must_refuse=cut_short,
     ),
     Target(name="adni/maps stack", base="maps_stack", pattern="image/*", read=_maps),
-    Target(name="adni/maps nifti", base="maps_nifti", pattern="image/*", read=_maps, must_refuse=cut_short),
+    Target(name="adni/maps nifti", base="maps_nifti", pattern="image/*.nii*", read=_maps, must_refuse=cut_short),
     Target(name="adni/nifti", base="scans", pattern="*.nii", read=lambda f, s: read_scan(f / "scan.nii", "scan")),
     Target(
         name="adni/nifti.gz",
