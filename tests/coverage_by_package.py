@@ -32,7 +32,6 @@ omit = */simulate/*
 output = {folder}/coverage.json
 [report]
 exclude_also = if TYPE_CHECKING
-    raise NotImplementedError
 """
 
 

@@ -76,7 +76,7 @@ class WorkLayout:
     def compare(self, path: Path, verb: str, found: str) -> None:
         """Raise a DataError unless `found` is the hash that the step `verb` recorded for a file."""
         hash = self._hash(path)
-        recorded = hash.read_text(encoding="utf-8", errors="replace")[:64] if hash.is_file() else "not recorded"
+        recorded = hash.read_bytes()[:64].decode("ascii", "backslashreplace") if hash.is_file() else "not recorded"
         if found != recorded:
             fix = f"The file was changed after the step that wrote it: run mrpipe {verb} again."
             raise DataError(Fault(file=str(path), expected=f"SHA-256 {recorded}", found=f"SHA-256 {found}", fix=fix))
