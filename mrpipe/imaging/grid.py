@@ -73,8 +73,7 @@ class VoxelGrid:
 
     def vector(self, volume: NDArray[Any]) -> NDArray[np.float32]:
         """Voxels inside the mask of a map (I, J, K), as a vector (n_voxels,) in C order of the grid."""
-        values: NDArray[np.float32] = volume[self.mask].astype(np.float32)
-        return values
+        return np.asarray(volume[self.mask].astype(np.float32))
 
     def volume(self, vector: NDArray[Any], *, downsample: int = 1, dtype: str = "float32") -> NDArray[Any]:
         """Cropped volume of a voxel vector: 0 outside the mask, `INSIDE_ZERO` for zeros inside it.
@@ -124,8 +123,7 @@ def block_mean(volume: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
     """Mean over blocks of `edge`³ voxels of a volume (D, H, W), zero-padded to complete blocks."""
     padded = np.pad(volume, [(0, -s % edge) for s in volume.shape])
     d, h, w = (s // edge for s in padded.shape)
-    pooled: NDArray[np.float32] = padded.reshape(d, edge, h, edge, w, edge).mean(axis=(1, 3, 5), dtype=np.float32)
-    return pooled
+    return np.asarray(padded.reshape(d, edge, h, edge, w, edge).mean(axis=(1, 3, 5), dtype=np.float32))
 
 
 def read_grid(path: Path, shown_as: str, *, label: int = 0) -> VoxelGrid:

@@ -55,8 +55,7 @@ def smoothed(gm: NDArray[np.float32], grid: VoxelGrid, sigma_mm: float) -> NDArr
     if sigma_mm <= 0:
         return gm
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    out: NDArray[np.float32] = gaussian_filter(gm, sigma_mm / spacing, mode="constant")
-    return out
+    return np.asarray(gaussian_filter(gm, sigma_mm / spacing, mode="constant"))
 
 
 def part_of(samples: list[str], part: int, n_parts: int) -> list[str]:
