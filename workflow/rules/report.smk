@@ -31,7 +31,6 @@ rule report_page:
         "<benchmarks>/report.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="1h",
@@ -69,7 +68,6 @@ rule suite_report:
         "<benchmarks>/suites/{suite}_report.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="1h",

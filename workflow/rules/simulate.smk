@@ -10,7 +10,6 @@ rule simulate:
         job_group("export")
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(2000),
         runtime="1h",
