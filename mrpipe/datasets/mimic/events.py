@@ -173,11 +173,6 @@ def event_files(raw: Path, options: MimicOptions) -> dict[str, Form]:
     return {s: p for s, p in found.items() if p is not None}
 
 
-def shard_of(sample_ids: list[str], n_parts: int) -> NDArray[np.int64]:
-    """Part of each patient, (n,) int64, by a hash of the id."""
-    return (id_keys(sample_ids) % np.uint64(n_parts)).astype(np.int64)
-
-
 def _rows(
     frame: pl.DataFrame,
     source: str,
@@ -224,7 +219,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     hashes = {"fingerprint": input_hash(files, raw, samples, options), "cohort": cohort_hash(samples, options)}
     ids = samples["sample_id"].sort().to_list()
     subjects = np.array([int(i) for i in ids], dtype=np.int64)
-    in_part = shard_of(ids, n_parts) == part
+    in_part = id_keys(ids) % np.uint64(n_parts) == part
     windows = Windows(visits_of(raw, samples, options), len(ids), options)
     low = int(subjects.min())
     ranks = np.full(int(subjects.max()) - low + 1, -1, dtype=np.int32)

@@ -170,14 +170,10 @@ def _words(block: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.asarray(padded.view(np.uint64))
 
 
-def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Bit mask of the lower bit of each chosen person's call, as the 64-bit words of a row."""
-    return np.asarray(_words(pack(chosen[None, :].astype(np.uint8), pad=0))[0])
-
-
 def snp_counts(plink: PlinkSet, people: NDArray[np.bool_], snps: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Number of chosen people with two, one and no copies of A1, and without a call, per SNP: int64 (4, SNPs)."""
-    mask = people_mask(people)
+    # The lower bit of each chosen person's call, in the 64-bit words of a row.
+    mask = _words(pack(people[None, :].astype(np.uint8), pad=0))[0]
     total = int(people.sum())
     parts = []
     for _, block in plink.blocks(snps):
