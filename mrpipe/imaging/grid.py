@@ -82,7 +82,6 @@ class VoxelGrid:
             vector: (n_voxels,) in C order of the grid.
             downsample: edge length of the blocks over which values are averaged. Incomplete blocks are padded with
                 zeros; a block is inside the mask if any of its voxels is.
-            dtype: dtype of the result.
 
         Returns:
             Volume (D, H, W), each axis of length ⌈size / downsample⌉.

@@ -109,9 +109,8 @@ def faults_of(numbers: Mapping[str, float], shown_as: str) -> list[Fault]:
 def voxel_numbers(data: Volume) -> dict[str, float]:
     """Numbers of a scan before any processing.
 
-    Returns:
-        `empty`: constant slices between others; `repeated`: share of identical slices; `flat`: share of voxels with
-        signal that equal their neighbour.
+    `empty`: constant slices between others; `repeated`: share of identical slices; `flat`: share of voxels with signal
+    that equal their neighbour.
     """
     low, high = (float(q) for q in np.percentile(data[::2, ::2, ::2], (2, 98)))
     signal = data[1:] > low + 0.1 * (high - low)

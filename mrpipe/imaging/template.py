@@ -25,7 +25,6 @@ class Template:
     Attributes:
         t1: (I, J, K) float32, 0 outside the brain.
         grid: grey-matter mask and affine.
-        source: name for notes and fingerprints.
     """
 
     t1: NDArray[np.float32]
