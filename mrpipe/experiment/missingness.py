@@ -145,8 +145,7 @@ def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str],
     if s.mechanism == "mnar_value":
         for column, name in enumerate(names):
             arrays = store.arrays(name)
-            rows = samples[f"row_{name}"].to_numpy()
-            observed = ~np.isnan(rows.astype(float))
+            observed = ~np.isnan(samples[f"row_{name}"].to_numpy().astype(float))
             p[observed, column] = mean[column] * (1 + s.strength * (2 * _rank(_content(arrays)) - 1))
     np.minimum(p, 1.0, out=p)
     return p

@@ -181,8 +181,7 @@ def read_scan(
         found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm"
         raise refused(shown_as, f"a field of view of at most {MAX_EXTENT_MM:g} mm", found, "Check the voxel size.")
     data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    straight = _right_angled(affine, shown_as, notes)
-    ras = nib.as_closest_canonical(nib.Nifti1Image(data, straight))
+    ras = nib.as_closest_canonical(nib.Nifti1Image(data, _right_angled(affine, shown_as, notes)))
     data = np.ascontiguousarray(ras.dataobj, dtype=np.float32)
     bad = ~np.isfinite(data)
     if bad.any():

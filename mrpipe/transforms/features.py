@@ -42,8 +42,7 @@ class Numeric(Encoded):
     def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Self:
         known = ~np.isnan(x)
         n = np.maximum(known.sum(axis=0), 1)
-        wide = np.where(known, x, 0.0).astype(np.float64)
-        mean = wide.sum(axis=0) / n
+        mean = np.where(known, x, 0.0).astype(np.float64).sum(axis=0) / n
         deviation = np.where(known, x - mean, 0.0)
         sd = np.sqrt((deviation**2).sum(axis=0) / n)
         if options.impute == "median":

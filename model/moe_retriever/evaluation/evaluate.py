@@ -192,8 +192,7 @@ def evaluate_run(
     metrics = table(*scored, seed=trained.config.seed, n_resamples=n_resamples, more=more, rules=rules)
     metrics = pl.concat([metrics, pattern_rows(metrics)])
     if len(rows) and not data.spec.regression:
-        curve = risk_coverage(data.label[rows], found.scored)
-        write_csv(out / f"risk_coverage{suffix}.csv", curve)
+        write_csv(out / f"risk_coverage{suffix}.csv", risk_coverage(data.label[rows], found.scored))
     write_frame(out / f"predictions{suffix}.parquet", prediction_frame(data, found))
     if found.routing is not None:
         write_frame(out / f"routing{suffix}.parquet", found.routing)

@@ -116,8 +116,7 @@ class UnitCodes:
         self._codes: dict[str | None, int] = {None: 0, "": 0}
 
     def encode(self, units: pl.Series) -> NDArray[np.uint16]:
-        distinct = units.unique().to_list()
-        for unit in distinct:
+        for unit in units.unique().to_list():
             if unit not in self._codes:
                 name = canonical_unit(unit)
                 if name not in self.names:
@@ -142,8 +141,7 @@ def numbers_of(frame: pl.DataFrame, tally: Counter[str]) -> pl.Series:
             tally["limit (> or <) taken as its bound"] += int(
                 (parts[parts.columns[0]].is_not_null() & parsed.is_not_null()).sum()
             )
-            positions = blank.arg_true()
-            number = number.scatter(positions, parsed)
+            number = number.scatter(blank.arg_true(), parsed)
     finite = number.is_finite().fill_null(False)
     tally["set aside: text, blank or ___"] += int((~finite).sum())
     return number
@@ -188,8 +186,7 @@ def _rows(
     time = frame["charttime"].dt.epoch("s").to_numpy()
     hadm = frame["hadm_id"].fill_null(-1).to_numpy()
     stores = frame["storetime"].fill_null(frame["charttime"]) if "storetime" in frame.columns else frame["charttime"]
-    stored = stores.dt.epoch("s").to_numpy()
-    excluded = windows.excluded(rank, time, stored, hadm)
+    excluded = windows.excluded(rank, time, stores.dt.epoch("s").to_numpy(), hadm)
     for reason, n in zip(EXCLUDED, np.bincount(excluded + 1, minlength=len(EXCLUDED) + 1)[1:].tolist(), strict=True):
         tally.counts[f"excluded: {reason}"] += n
     included = excluded < 0
