@@ -52,7 +52,7 @@ class ChainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanResult:
+class ChainResult:
     """Result of one scan.
 
     Attributes:
@@ -151,7 +151,7 @@ def match_quantiles(
 
 def run_chain(
     scan_path: Path, shown_as: str, template_t1: Path, template_brain: Path, settings: ChainSettings, work: Path
-) -> tuple[ScanResult, dict[str, NDArray[np.float32]]]:
+) -> tuple[ChainResult, dict[str, NDArray[np.float32]]]:
     """Process one scan; also returns volumes for its picture.
 
     Args:
@@ -242,5 +242,5 @@ def run_chain(
         write_nifti(work / "brain.nii.gz", brain_mask.astype(np.uint8), scan.affine)
         write_nifti(work / "gm.nii.gz", grey_p.astype(np.float32), scan.affine)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
-    result = ScanResult(gm=gm, numbers=numbers, seconds=seconds, peak_mb=peak_mb, notes=tuple(notes))
+    result = ChainResult(gm=gm, numbers=numbers, seconds=seconds, peak_mb=peak_mb, notes=tuple(notes))
     return result, {"t1": t1, "head": head, "brain": brain_mask.astype(np.float32), "grey": grey_p.astype(np.float32)}

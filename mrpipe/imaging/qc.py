@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
-    from mrpipe.imaging.chain import ScanResult
+    from mrpipe.imaging.chain import ChainResult
 
 PANEL = 144
 CAPTION = 14
@@ -71,7 +71,7 @@ def _column(
     )
 
 
-def scan_picture(done: "ScanResult", volumes: dict[str, NDArray[np.float32]], template_t1: Path, path: Path) -> None:
+def scan_picture(done: "ChainResult", volumes: dict[str, NDArray[np.float32]], template_t1: Path, path: Path) -> None:
     """Write nine panels, by row sagittal, coronal and axial, by column the scan with outlines of brain (red) and grey
     matter (yellow), the scan in template space with the outline of the template (red), and the grey-matter map.
     """

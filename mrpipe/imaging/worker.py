@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from mrpipe.errors import DataError, MrpipeError, StorageError
-from mrpipe.imaging.chain import SEED, ChainSettings, ScanResult, run_chain
+from mrpipe.imaging.chain import SEED, ChainResult, ChainSettings, run_chain
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.qc import scan_picture
 from mrpipe.reading import refusal_of
@@ -35,7 +35,7 @@ def process_scan(
     *,
     timeout_s: float,
     keep_in: Path | None = None,
-) -> ScanResult:
+) -> ChainResult:
     """Run the chain on one scan in a separate process.
 
     Args:
@@ -77,7 +77,7 @@ def process_scan(
             # The last line contains the reason; without one, e.g. after a failed import, the chain crashed.
             reason, tab, detail = last.partition("\t")
             raise ScanFailedError(reason, detail) if tab else ScanFailedError("the chain crashed", last)
-        done_scan: ScanResult = pickle.loads(result.read_bytes())
+        done_scan: ChainResult = pickle.loads(result.read_bytes())
         return done_scan
 
 

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from mrpipe.codehash import code_hash
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
-from mrpipe.imaging.chain import PACKAGES, ChainSettings, ScanResult, require_imaging
+from mrpipe.imaging.chain import PACKAGES, ChainResult, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.suitability import LIMITS
@@ -40,7 +40,7 @@ _SCAN: dict[str, Any] = {
 }
 SCAN_SCHEMA = pl.Schema(_SCAN)
 GRID_KEY = "mrpipe.grid"
-Process = Callable[..., ScanResult]
+Process = Callable[..., ChainResult]
 
 
 def part_schema() -> pa.Schema:
