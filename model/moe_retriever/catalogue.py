@@ -48,6 +48,18 @@ def catalogue() -> list[MethodEntry]:
     return entries
 
 
+def method_title(label: str) -> str:
+    """A method, or a label that begins with one (`dymo [select=none]`), with its displayed name."""
+    name, space, rest = label.partition(" ")
+    return f"{_title(name)}{space}{rest}"
+
+
+@cache
+def _title(name: str) -> str:
+    found = _texts_of(name).get("title", "") if name in names() else ""
+    return str(found or name.replace("_", " "))
+
+
 def gradient_steps(name: str) -> bool:
     """Whether a method is trained with gradient steps: unless its own class has `gradient = False`."""
     return bool(_texts_of(name).get("gradient", True))

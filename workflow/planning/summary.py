@@ -9,8 +9,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.metrics import METRIC
-from moe_retriever.suites.published import dataset_title, method_title, missingness_from_text, task_title
+from moe_retriever.suites.published import dataset_title, missingness_from_text, task_title
 from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import open_store
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from moe_retriever.catalogue import method_title as method_title
 from mrpipe.constants import constants
 from mrpipe.experiment.missingness import p_text, parse_p
 from mrpipe.store.masks import combination_name
@@ -21,7 +22,7 @@ DATASETS = {
     "mimic": ("MIMIC", {"lab": "L", "note": "N", "code": "C"}),
 }
 METRICS = {"accuracy": "Acc", "macro_f1": "F1", "auroc": "AUROC", "auprc": "PRAUC"}
-# Displayed names: method → name, task → title, mechanism of simulated missingness → its name and that of its parameter.
+# Displayed names: task → title, mechanism of simulated missingness → its name and that of its parameter.
 NAMES: dict[str, dict[str, Any]] = constants(__file__, "names.json")
 SIMULATED_WARNING = "The results only show that the pipeline runs; they allow no conclusions about real data."
 # Tables that compare methods by view; the other tables are ablations.
@@ -45,12 +46,6 @@ def published_table() -> pl.DataFrame:
 def dataset_title(dataset: str) -> str:
     """The paper's name of a data set, otherwise the given one."""
     return DATASETS[dataset][0] if dataset in DATASETS else dataset
-
-
-def method_title(label: str) -> str:
-    """A method, or a label that begins with one (`dymo [select=none]`), with its name as in publications."""
-    name, space, rest = label.partition(" ")
-    return f"{NAMES['methods'].get(name, name.replace('_', ' '))}{space}{rest}"
 
 
 def task_title(task: str) -> str:
