@@ -48,16 +48,12 @@ def catalogue() -> list[MethodEntry]:
     return entries
 
 
+@cache
 def method_title(label: str) -> str:
     """A method, or a label that begins with one (`dymo [select=none]`), with its displayed name."""
     name, space, rest = label.partition(" ")
-    return f"{_title(name)}{space}{rest}"
-
-
-@cache
-def _title(name: str) -> str:
-    found = _texts_of(name).get("title", "") if name in names() else ""
-    return str(found or name.replace("_", " "))
+    title = _texts_of(name).get("title") if name in names() else None
+    return f"{title or name.replace('_', ' ')}{space}{rest}"
 
 
 def gradient_steps(name: str) -> bool:

@@ -55,8 +55,8 @@ def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
         data = f"{dataset_title(dataset)} ({origin}, store {store_id}, {scheme} split)"
         rates = experiment["hidden"].drop_nulls().to_list()
         missing = missingness_from_text(missingness, fmean(rates) if rates else None)
-        view = modalities.replace("+", " + ")
-        title = f"{data}: {task_title(task)} from {view}, {missing}, n = {experiment['n'][0]}"
+        task = f"{task_title(task)} from {modalities.replace('+', ' + ')}"
+        title = f"{data}: {task}, {missing}, n = {experiment['n'][0]}"
         table = Table(title=title, title_justify="left")
         shown = [m for m in SHOWN if m in experiment["metric"]]
         for name in ("method", "seeds", *(METRIC[m].titled.replace(" (%)", " %") for m in shown)):

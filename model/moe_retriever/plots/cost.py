@@ -6,7 +6,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from moe_retriever.plots.plots import CHARACTER, INK, PALETTE, blank, legend_below, plain
+from moe_retriever.plots.plots import CHARACTER, INK, MARKERS, PALETTE, blank, legend_below, plain
 
 # Column of the measurements → title of its panel.
 PANELS = {
@@ -14,7 +14,8 @@ PANELS = {
     "gflop_per_sample": "GFLOPs per sample",
     "parameters_m": "parameters (millions)",
 }
-MARKERS = "os^Dv<>P"
+# Width of a configuration, in inches.
+SLOT = 0.55
 
 
 def cost(frame: pl.DataFrame, methods: Sequence[str]) -> Figure:
@@ -28,10 +29,8 @@ def cost(frame: pl.DataFrame, methods: Sequence[str]) -> Figure:
     """
     configurations = frame["modalities"].unique(maintain_order=True).to_list()
     longest = 8.5 * CHARACTER * max(map(len, configurations)) / 72
-    slot = min(max(0.35, longest + 0.1), 0.7)
-    rotated = slot < longest + 0.1
-    width = max(5.0, 1 + slot * len(configurations))
-    figure = blank(width, 2.1 * len(PANELS) + rotated * longest + 0.4 + 0.08 * len(methods))
+    rotated = longest > SLOT
+    figure = blank(max(5.0, 1 + SLOT * len(configurations)), 7 + rotated * longest + 0.08 * len(methods))
     panels = figure.subplots(len(PANELS), 1, sharex=True)
     for axes, (column, title) in zip(panels, PANELS.items(), strict=True):
         values = frame[column].drop_nulls()
@@ -52,8 +51,7 @@ def cost(frame: pl.DataFrame, methods: Sequence[str]) -> Figure:
             axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_title(title, fontsize=9, color=INK, loc="left")
         plain(axes, grid=True)
-    ticks = {"rotation": 90 if rotated else 0, "fontsize": 8.5}
-    panels[-1].set_xticks(range(len(configurations)), configurations, **ticks)
+    panels[-1].set_xticks(range(len(configurations)), configurations, rotation=90 if rotated else 0, fontsize=8.5)
     panels[-1].set_xlabel("observed modalities")
     legend_below(figure, panels[0])
     return figure

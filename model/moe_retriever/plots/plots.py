@@ -237,8 +237,8 @@ def _expert_axis(axes: Axes, experts: Sequence[str], left: float, width: float) 
     axes.set_xticks(left + 0.5 + np.arange(len(numbers)), numbers, fontsize=7.5)
     middle = [left + (a + b) / 2 for a, b in zip(starts, ends, strict=True)]
     narrow = any(8.5 * CHARACTER * len(pools[a]) / 72 > inches * (b - a) for a, b in zip(starts, ends, strict=True))
-    axes.set_xticks(middle, [pools[x] for x in starts], minor=True, rotation=90 if narrow else 0, fontsize=8.5)
     axes.xaxis.remove_overlapping_locs = False
+    axes.set_xticks(middle, [pools[x] for x in starts], minor=True, rotation=90 if narrow else 0, fontsize=8.5)
     axes.tick_params(axis="x", which="minor", pad=14 if numbered else 4)
     axes.tick_params(which="both", length=0)
     axes.set_xlim(left, left + len(experts))
@@ -318,8 +318,8 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
     return figure
 
 
-# Markers that distinguish classes with the same colour.
-MARKERS = ("o", "^", "s", "D")
+# Markers that distinguish classes and methods with the same colour.
+MARKERS = "o^sDv<>P"
 
 
 def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
@@ -358,20 +358,22 @@ SHOWN = {
 }
 
 
-def svg(figure: Figure, name: str) -> str:
-    """The figure as SVG, reproducible to the byte; ids depend on the name."""
+def svg(figure: Figure, name: str, title: str = "") -> str:
+    """The figure as SVG with a title, reproducible to the byte; ids depend on the name."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata={"Title": title, "Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write `<stem>.svg` and `<stem>.png`, reproducible to the byte."""
+def save(figure: Figure, stem: Path, data: str = "") -> tuple[Path, Path]:
+    """Write `<stem>.svg` and `<stem>.png`, reproducible to the byte; the title is `data` and the words of `SHOWN`."""
+    words = next((words for ending, words in SHOWN.items() if stem.name.endswith(ending)), "")
+    title = f"{data}: {words}" if data else ""
     # `with_suffix` would truncate names that contain a point, such as p0.3.
     vector, pixels = (stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png"))
     with replacing(vector) as temporary:
-        temporary.write_text(svg(figure, stem.name), encoding="utf-8", newline="\n")
+        temporary.write_text(svg(figure, stem.name, title), encoding="utf-8", newline="\n")
     with replacing(pixels) as temporary:
         figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})
     return vector, pixels

@@ -13,7 +13,7 @@ from moe_retriever.plots.plots import FAINT, INK, svg
 from mrpipe.errors import DataError, Fault
 from mrpipe.store.parquet import write_text
 
-_NOT_CONTENT = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
+_NOT_CONTENT = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<(metadata|title)>.*?</\1>", re.DOTALL)
 _ID = re.compile(r'(\sid="|\s(?:xlink:)?href="#|url\(#)([^")]+)')
 _LENGTH = re.compile(r'\s(?:width|height)="[^"]*"')
 # Markup that could execute code or load external resources.
@@ -25,8 +25,6 @@ _ACTIVE = re.compile(
 )
 # Matplotlib's style sheet would apply to the whole page, so its only rule is moved to the root of the figure.
 _STYLE = re.compile(r"<style[^>]*>\s*\*\s*\{([^{}]*)\}\s*</style>")
-
-
 # In styles of a figure: the ink and the background of the page, light or dark, and the font of its root.
 _PAGE = {
     rf"{INK}|#000000": "currentColor",

@@ -130,8 +130,7 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
         limit = enrico.SEVERITIES.index(options.exclude_issues)
         samples = samples.filter(pl.col("issue_rank").fill_null(-1) < limit)
         worse = " or worse" if options.exclude_issues != "high" else ""
-        reason = f"issue of severity {options.exclude_issues}{worse}"
-        attrition.step(reason, len(samples))
+        attrition.step(f"issue of severity {options.exclude_issues}{worse}", len(samples))
     if options.landscape == "exclude":
         # A screenshot can be upright although its screen is in landscape; issues.csv lists those.
         listed = issues.filter(pl.col("description") == enrico.LANDSCAPE_MODE)["screen_id"].implode()

@@ -172,8 +172,7 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
         narrow(one.over("subject_id"), f"no ICU stay in {which} visit")
     if options.min_age:
         age = pl.col("anchor_age") + pl.col("admittime").dt.year() - pl.col("anchor_year")
-        of_age = (age.last() >= options.min_age).over("subject_id")
-        narrow(of_age, f"younger than {options.min_age} years at the index admission")
+        narrow((age.last() >= options.min_age).over("subject_id"), f"under {options.min_age} at the index admission")
     kept = kept.select(
         "subject_id",
         "hadm_id",
