@@ -272,11 +272,7 @@ class Attrition:
 
 
 def flow_lines(attrition: pl.DataFrame) -> list[str]:
-    """The steps of an attrition table in the words of a CONSORT diagram.
-
-    Args:
-        attrition: `step, reason, n_before, n_after`, in order; a modality's losses as well.
-    """
+    """The steps of an attrition table (`step, reason, n_before, n_after`) in the words of a CONSORT diagram."""
     return [
         f"excluded: {reason}, n = {before - after:,}; remaining {after:,}"
         if step

@@ -80,8 +80,8 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     dots, bars = figure.subplots(1, 2, sharey=True, width_ratios=(0.28 * len(names), 3.2))
     member = np.array([[name in name_parts(pattern) for name in names] for pattern, _ in shown], dtype=bool)
     for of, color in ((~member, FAINT), (member, INK)):
-        y, x = np.nonzero(of)
-        dots.scatter(x, y, s=46, color=color, zorder=3)
+        row, column = np.nonzero(of)
+        dots.scatter(column, row, s=46, color=color, zorder=3)
     for y, (_, n) in enumerate(shown):
         if len(present := np.flatnonzero(member[y])) > 1:
             dots.plot(present[[0, -1]], [y, y], "-", color=INK, linewidth=1.6, zorder=2)
@@ -105,8 +105,7 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     dots.set_xticks(range(len(names)), labels, rotation=90, fontsize=8.5)
     dots.set_xlim(-0.6, len(names) - 0.4)
     dots.tick_params(axis="both", length=0, labelleft=False)
-    for side in ("top", "right", "left", "bottom"):
-        dots.spines[side].set_visible(False)
+    dots.set_frame_on(False)
     return figure
 
 
@@ -114,13 +113,13 @@ def cohort_flow(attrition: pl.DataFrame) -> Figure:
     """Assessed, excluded and remaining samples: one bar per step of `attrition.parquet`, below its description."""
     lines = (line.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}") for line in flow_lines(attrition))
     texts = [textwrap.wrap(line, 58, break_long_words=False) for line in lines]
-    height = sum(0.36 + 0.17 * len(lines) for lines in texts)
+    height = sum(0.36 + 0.17 * len(text) for text in texts)
     figure = blank(4.6, height + 0.1)
     axes = figure.add_subplot()
     y = 0.0
-    for lines, (before, after) in zip(texts, attrition.select("n_before", "n_after").iter_rows(), strict=True):
-        y += 0.17 * len(lines)
-        axes.annotate("\n".join(lines), (0, y), va="bottom", fontsize=9, linespacing=1.2, color=INK)
+    for text, (before, after) in zip(texts, attrition.select("n_before", "n_after").iter_rows(), strict=True):
+        y += 0.17 * len(text)
+        axes.annotate("\n".join(text), (0, y), va="bottom", fontsize=9, linespacing=1.2, color=INK)
         axes.barh(y + 0.1, after, color=PALETTE[0], height=0.15)
         axes.barh(y + 0.1, before - after, left=after, color=PALETTE[1], height=0.15)
         y += 0.36
@@ -183,10 +182,10 @@ def _heat_map(table: NDArray[np.float64], rows: list[str], experts: Sequence[str
     width = min(max(1.6, 0.2 * len(experts)), EXPERTS)
     figure = blank(1.3 + names + width, 1.9 + 0.22 * len(rows))
     axes = figure.add_subplot()
-    place = {"extent": (0, len(experts), len(rows), 0), "aspect": "auto", "interpolation": "nearest"}
-    image = axes.imshow(table, cmap=SHARES, vmin=0, vmax=max(float(table.max()), 1e-6), **place)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8.5)
-    _expert_axis(axes, experts, 0, width)
+    high = max(float(table.max()), 1e-6)
+    image = axes.imshow(table, cmap=SHARES, vmin=0, vmax=high, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(rows)), rows, fontsize=8.5)
+    _expert_axis(axes, experts, width)
     figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02, aspect=30, ticks=MaxNLocator(4))
     return figure, axes
 
@@ -221,8 +220,8 @@ def _by_visits(frame: pl.DataFrame) -> list[str]:
     return total.sort("visits", "combination", descending=[True, False])["combination"].to_list()
 
 
-def _expert_axis(axes: Axes, experts: Sequence[str], left: float, width: float) -> None:
-    """Experts from `left` on the x axis, on `width` inches: their numbers and, below, their pools, separated by lines.
+def _expert_axis(axes: Axes, experts: Sequence[str], width: float) -> None:
+    """Experts on an x axis of `width` inches: their numbers and, below, their pools, separated by lines.
 
     The numbers are omitted if there is no room for them; names of narrow pools are rotated.
     """
@@ -230,18 +229,18 @@ def _expert_axis(axes: Axes, experts: Sequence[str], left: float, width: float) 
     starts = [x for x in range(len(pools)) if x == 0 or pools[x] != pools[x - 1]]
     ends = [*starts[1:], len(pools)]
     for x in starts[1:]:
-        axes.axvline(left + x, color=INK, linewidth=0.8)
+        axes.axvline(x - 0.5, color=INK, linewidth=0.8)
     inches = width / len(experts)
     numbered = inches >= 0.16
     numbers = [e.rsplit("_", 1)[1] if "_" in e else "" for e in experts] if numbered else []
-    axes.set_xticks(left + 0.5 + np.arange(len(numbers)), numbers, fontsize=7.5)
-    middle = [left + (a + b) / 2 for a, b in zip(starts, ends, strict=True)]
+    axes.set_xticks(range(len(numbers)), numbers, fontsize=7.5)
+    middle = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
     narrow = any(8.5 * CHARACTER * len(pools[a]) / 72 > inches * (b - a) for a, b in zip(starts, ends, strict=True))
     axes.xaxis.remove_overlapping_locs = False
     axes.set_xticks(middle, [pools[x] for x in starts], minor=True, rotation=90 if narrow else 0, fontsize=8.5)
     axes.tick_params(axis="x", which="minor", pad=14 if numbered else 4)
     axes.tick_params(which="both", length=0)
-    axes.set_xlim(left, left + len(experts))
+    axes.set_xlim(-0.5, len(experts) - 0.5)
     axes.set_xlabel("expert, by pool" if numbered else "pool of experts")
 
 
@@ -268,7 +267,7 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
         color = PALETTE[number] if combination in shown else FAINT
         axes.bar(range(len(experts)), height, bottom=bottom, width=0.82, color=color, label=_spaced(combination))
         bottom += height
-    _expert_axis(axes, experts, -0.5, width)
+    _expert_axis(axes, experts, width)
     axes.set_ylim(0, 100)
     axes.set_ylabel("% of the expert's visits")
     plain(axes)

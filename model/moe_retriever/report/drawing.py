@@ -50,10 +50,16 @@ def prefixed(text: str, name: str) -> str:
     return _ID.sub(lambda m: f"{m[1]}{name}-{m[2]}", text)
 
 
+def _restyled(style: re.Match[str]) -> str:
+    text = style[0]
+    for pattern, replacement in _PAGE.items():
+        text = re.sub(pattern, replacement, text, flags=re.IGNORECASE)
+    return text
+
+
 def slim(text: str) -> str:
     """An SVG of Matplotlib in the colours and the font of the page, without unused ids and superfluous decimals."""
-    for pattern, replacement in _PAGE.items():
-        text = _INLINE.sub(lambda m, p=pattern, r=replacement: re.sub(p, r, m[0], flags=re.IGNORECASE), text)
+    text = _INLINE.sub(_restyled, text)
     short = {used: f"{n}" for n, used in enumerate(dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', text)))}
     text = re.sub(r'\sid="([^"]*)"', lambda m: m[0] if m[1] in short else "", text)
     text = _ID.sub(lambda m: f"{m[1]}{short[m[2]]}", text)
