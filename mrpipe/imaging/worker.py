@@ -101,7 +101,7 @@ def main(job: str) -> int:
         return _SHORTAGE_STATUS
     except DataError as error:
         found = "; ".join(f"found {fault.found}. {fault.fix}".rstrip(". ") for fault in error.faults)
-        print(f"expected {error.faults[0].expected}\t{found}", file=sys.stderr)
+        print(f"unusable image, expected {error.faults[0].expected}\t{found}", file=sys.stderr)
         return 3
     except Exception as error:  # of several libraries
         if refusal := refusal_of(error):

@@ -29,11 +29,11 @@ def losses(modality: str, attempts: pl.DataFrame) -> pl.DataFrame:
         (pl.col("status") == "ok").any().alias("good"), pl.col("reason").first()
     )
     counts = first.filter(~pl.col("good"))["reason"].value_counts().sort("count", "reason", descending=[True, False])
-    flow = Attrition(len(first), "found in the export")
+    flow = Attrition(len(first), f"samples with {modality} in the export")
     left = len(first)
     for reason, n in counts.iter_rows():
         left -= n
-        flow.step(f"{modality} left out: {reason}", left)
+        flow.step(reason, left)
     return flow.frame().with_columns(pl.lit(modality).alias("modality"))
 
 

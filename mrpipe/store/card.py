@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.privacy import SMALL, markdown_text, rounded
-from mrpipe.schema import Dataset
+from mrpipe.schema import Dataset, flow_lines
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import Manifest
 from mrpipe.store.splits import PARTS
@@ -46,6 +46,10 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def _list(lines: Sequence[str], prefix: str = "") -> str:
+    return "\n".join(f"- {markdown_text(prefix + line)}" for line in lines)
+
+
 def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
     """The card as Markdown; its code examples run unchanged in the store's folder."""
     manifest, attrition = manifest.shared(), pl.read_parquet(StoreLayout(root).attrition)
@@ -56,9 +60,9 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         origin += f" Counts are rounded to {SMALL}, and smaller ones are not given."
         attrition = attrition.with_columns(rounded(pl.col("n_before", "n_after")))
     flow = attrition.filter(pl.col("modality").is_null()).drop("modality")
-    losses = attrition.drop_nulls("modality").select("modality", "reason", "n_before", "n_after")
+    losses = attrition.drop_nulls("modality").partition_by("modality", maintain_order=True)
     why = "Samples for which a modality exists but is unusable; they keep their other modalities:"
-    lost = [why, _table(("modality", "reason", "before", "after"), losses.rows())] if len(losses) else []
+    lost = [why, *(_list(flow_lines(frame), f"{frame['modality'][0]}: ") for frame in losses)] if losses else []
     modalities = manifest.declared_modalities()
     mask = sum(1 << m.bit for m in modalities)
     names = " & ".join(m.name for m in modalities)
@@ -87,7 +91,7 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         "## Modality combinations",
         _table(("combination", "samples"), list(manifest.pattern_counts.items())),
         "## Cohort flow",
-        _table(("step", "reason", "before", "after"), flow.rows()),
+        _list(flow_lines(flow)),
         *lost,
         "## Labels",
         _table(("task", "kind", "classes", "labelled", "description"), labels),
@@ -107,5 +111,5 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
                 _PACKED.format(name=m.name, size=m.size),
             ]
     if manifest.notes:
-        parts += ["## Notes", "\n".join(f"- {markdown_text(n)}" for n in manifest.notes)]
+        parts += ["## Notes", _list(manifest.notes)]
     return "\n\n".join(parts) + "\n"

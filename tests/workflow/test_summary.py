@@ -42,15 +42,15 @@ def shown(*runs: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 def test_seeds_are_averaged() -> None:
     (rows,) = shown(run(0.5), run(0.7, seed=1), run(0.9, method="logistic")).values()
-    assert rows == [["majority", "2", "60.0 ± 14.1"], ["logistic", "1", "90.0"]]
+    assert rows == [["majority class", "2", "60.0 ± 14.1"], ["logistic regression", "1", "90.0"]]
 
 
 def test_other_stores_and_split_schemes_have_separate_tables() -> None:
     tables = shown(run(0.5), run(0.7, scheme="uniform"), run(0.9, store_id="b" * 16))
-    assert list(tables.values()) == [[["majority", "1", value]] for value in ("50.0", "70.0", "90.0")]
+    assert list(tables.values()) == [[["majority class", "1", value]] for value in ("50.0", "70.0", "90.0")]
 
 
 def test_title_has_the_mean_realised_rate_of_the_masks() -> None:
     rates = ((0, 0.22), (1, 0.24))
     (title,) = shown(*(run(0.5, seed=seed, missingness="mcar p=0.3", hidden=rate) for seed, rate in rates))
-    assert "mcar p=0.3 (23 % hidden), n = 90" in title
+    assert "sentiment from text + audio, MCAR, p = 0.3 (23 % hidden), n = 90" in title

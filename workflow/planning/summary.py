@@ -9,8 +9,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.metrics import METRIC
-from moe_retriever.suites.published import hidden_text
+from moe_retriever.suites.published import dataset_title, missingness_from_text, task_title
 from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import open_store
 
@@ -51,16 +52,18 @@ def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
     overall = scores.filter(by="all")
     for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):
         dataset, store_id, origin, task, scheme, modalities, missingness = key
-        data = f"{dataset} ({origin}, {store_id}, {scheme} split)"
-        hidden = hidden_text(fmean(rates) if (rates := experiment["hidden"].drop_nulls().to_list()) else None)
-        title = f"{data}: {task} from {modalities}, {missingness}{hidden}, n = {experiment['n'][0]}"
+        data = f"{dataset_title(dataset)} ({origin}, store {store_id}, {scheme} split)"
+        rates = experiment["hidden"].drop_nulls().to_list()
+        missing = missingness_from_text(missingness, fmean(rates) if rates else None)
+        task = f"{task_title(task)} from {modalities.replace('+', ' + ')}"
+        title = f"{data}: {task}, {missing}, n = {experiment['n'][0]}"
         table = Table(title=title, title_justify="left")
         shown = [m for m in SHOWN if m in experiment["metric"]]
         for name in ("method", "seeds", *(METRIC[m].titled.replace(" (%)", " %") for m in shown)):
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for (method,), runs in experiment.group_by("method", maintain_order=True):
             seeds = str(runs["seed"].n_unique())
-            table.add_row(str(method), seeds, *(_cell(runs.filter(metric=m)["value"], m) for m in shown))
+            table.add_row(method_title(method), seeds, *(_cell(runs.filter(metric=m)["value"], m) for m in shown))
         yield table
 
 

@@ -98,6 +98,7 @@ class DyMo(Method[DyMoOptions]):
     """DyMo: recovered modalities are selected per sample by a reward."""
 
     name = "dymo"
+    title = "DyMo"
     summary = "transformer over the observed and those recovered modalities that a reward selects for the sample"
     paper = "DyMo: Du et al., ICLR 2026"
     citation = "dymo"

@@ -132,6 +132,7 @@ class FlexMoE(Method[FlexMoEOptions]):
     """Flex-MoE: bank of embeddings for missing modalities, and experts for modality combinations."""
 
     name = "flexmoe"
+    title = "Flex-MoE"
     summary = "learned embeddings per combination and missing modality; experts specialise in combinations"
     paper = "Flex-MoE: Yun et al., NeurIPS 2024"
     citation = "flexmoe"

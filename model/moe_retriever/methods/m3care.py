@@ -167,6 +167,7 @@ class M3Care(Method[M3CareOptions]):
     """M3Care: imputation over the graph of a batch in training and over a bank of training samples in evaluation."""
 
     name = "m3care"
+    title = "M3Care"
     summary = "imputes missing modalities from similar samples by graph convolution, followed by a transformer"
     paper = "M3Care: Zhang et al., KDD 2022"
     citation = "m3care"

@@ -111,6 +111,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
     """The method of the paper; docs/method.md explains the presets `code-intended` and `released-code`."""
 
     name = "moe_retriever"
+    title = "MoE-Retriever"
     summary = "retrieves missing modalities from supporting samples with a sparse mixture of experts"
     paper = "MoE-Retriever, the paper implemented by this project"
     citation = "moe_retriever"

@@ -175,6 +175,7 @@ class Muse(Method[MuseOptions]):
     """MUSE: bipartite graph network, trained with contrastive losses between the graph and an augmented graph."""
 
     name = "muse"
+    title = "MUSE"
     summary = "bipartite graph of samples and modalities with contrastive losses, without imputation"
     paper = "MUSE: Wu et al., ICLR 2024"
     citation = "muse"

@@ -14,7 +14,7 @@ from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
-from moe_retriever.suites.published import published_rows
+from moe_retriever.suites.published import method_title, published_rows, task_title
 from mrpipe.privacy import SMALL
 from mrpipe.reading import read_frame
 
@@ -48,7 +48,7 @@ def experiment_title(run: ReportedRun) -> str:
     """Data, task, modalities and non-default transforms of an experiment, from one of its runs."""
     view = " + ".join(run.metrics["modalities"])
     transforms = f" ({run.experiment[-1]})" if run.transforms else ""
-    return f"{run.dataset}: {run.metrics['task'].replace('_', ' ')} from {view}{transforms}"
+    return f"{run.dataset}: {task_title(run.metrics['task'])} from {view}{transforms}"
 
 
 def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
@@ -124,7 +124,7 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
     drawn = trained if len(trained) <= MAX_CURVES else list({r.label: r for r in reversed(trained)}.values())[::-1]
     drawn = drawn[:MAX_CURVES]
     if drawn:
-        curves = {f"{r.label}, seed {r.seed}": read_frame(r.folder / "history.parquet") for r in drawn}
+        curves = {f"{method_title(r.label)}, seed {r.seed}": read_frame(r.folder / "history.parquet") for r in drawn}
         selected = {run.config["common"]["select_metric"] for run in drawn}
         figure = plots.learning_curves(curves, score=selected.pop() if len(selected) == 1 else "score")
         label = "Training loss, validation loss and validation score by epoch, one line per run."
@@ -132,9 +132,10 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
         add("learning", figure, label, f"Learning curves. Dots mark the selected epochs.{of}")
     # One figure per experiment, for the first run of a method with routing.
     for run in [r for r in runs if (r.folder / "routing.parquet").is_file()][:1]:
-        label = f"Share of the gate weight of {run.label} by expert, missing modality and observed modalities."
+        name = method_title(run.label)
+        label = f"Share of the gate weight of {name} by expert, missing modality and observed modalities."
         caption = (
-            f"Expert routing of {run.label}, seed {run.seed}: share of the gate weight per expert, for each missing "
+            f"Expert routing of {name}, seed {run.seed}: share of the gate weight per expert, for each missing "
             "modality and combination of observed modalities. Tokens visit "
         )
         pooled = run.options.get("context_routing", True)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,12 @@ def read_suite(folder: Path) -> ReportedSuite:
 def _picture(suite: Path, path: Path) -> Picture:
     """A figure, named after its file; the PNG is used if the SVG is large."""
     shown = next((words for ending, words in SHOWN.items() if path.stem.endswith(ending)), path.stem)
-    label = f"{suite.name}, {path.stem}: {shown}" if shown != path.stem else f"{suite.name}: {shown}"
+    text = path.read_text(encoding="utf-8")
+    titled = re.search(r"<title>(.+?)</title>", text)
+    label = unescape(titled[1]) if titled else f"{suite.name}: {shown}"
     pixels = path.with_suffix(".png")
     if path.stat().st_size > HEAVY and pixels.is_file():
         return Picture(inline_image(pixels.read_bytes(), label=label), label)
-    text = path.read_text(encoding="utf-8")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{suite.name}-{path.stem}")
     return Picture(inline_svg(text, name=name, label=label, file=str(path)), label)
 

@@ -16,7 +16,7 @@ from mrpipe.datasets.mimic.tables import detect_release, find_table, open_option
 from mrpipe.delimited import line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW
-from mrpipe.schema import Attrition, Cohort
+from mrpipe.schema import Attrition, Cohort, flow_lines
 
 TASK = "mortality"
 PAPER = {
@@ -134,20 +134,20 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
 
     narrow(possible, "no admission between birth and death")
     if options.reversed_visits == "drop":
-        narrow(pl.col("admittime") <= pl.col("dischtime"), "only visits that are discharged before their admission")
+        narrow(pl.col("admittime") <= pl.col("dischtime"), "all visits end before they begin")
     if options.overlapping_visits == "drop":
         before = pl.col("dischtime").cum_max().shift(1).over("subject_id")
-        narrow(before.is_null() | (pl.col("admittime") >= before), "only visits that overlap an earlier one")
+        narrow(before.is_null() | (pl.col("admittime") >= before), "no visit without overlap with an earlier one")
     enough = pl.len().over("subject_id") >= options.min_visits
     if options.min_visits_stage == "before":
-        narrow(enough, f"fewer than {options.min_visits} visits, of any kind")
+        narrow(enough, f"fewer than {options.min_visits} visits")
     if options.terminal_visits == "drop":
         terminal = (
             (pl.col("hospital_expire_flag") == 1)
             | pl.col("deathtime").is_not_null()
             | (pl.col("death") <= pl.col("dischtime").dt.date()).fill_null(False)
         )
-        narrow(~terminal, "only visits that end in death")
+        narrow(~terminal, "all visits end in death")
     if options.icd9 != "off":
         kept = kept.join(icd9_visits(raw, options), on="hadm_id", how="semi")
         which = "only ICD-9 codes" if options.icd9 == "all" else "an ICD-9 code"
@@ -242,9 +242,9 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
         .filter(pl.col("value").is_not_null())
         .sort("sample_id")
     )
-    found.attrition.step(f"state unknown {options.horizon_days} days after the index discharge", len(frame))
+    found.attrition.step(f"vital status unknown {options.horizon_days} days after the index discharge", len(frame))
     if frame.is_empty():
-        lost = "; ".join(f"{n:,} {reason}" for n, reason in _flow(found.attrition.frame()) if n)
+        lost = "; ".join(flow_lines(found.attrition.frame().filter(pl.col("n_before") > 0)))
         expected = "at least one patient in the cohort"
         fix = "Relax the rule that excludes them; mrpipe options mimic lists the rules."
         raise DataError(Fault(file="hosp/admissions", expected=expected, found=lost, fix=fix))
@@ -296,19 +296,11 @@ def code_counts(raw: Path, kept: pl.DataFrame, options: MimicOptions) -> pl.Data
     )
 
 
-def _flow(attrition: pl.DataFrame) -> list[tuple[int, str]]:
-    """Number of patients at the start, and number excluded by each step."""
-    return [
-        (before - after, f"excluded: {reason}") if step else (after, reason)
-        for step, reason, before, after in attrition.iter_rows()
-    ]
-
-
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
     log("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
-    for n, reason in _flow(attrition):
-        log(f"  {n:>9,}  {reason}")
-    log(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")
+    for line in flow_lines(attrition):
+        log(f"  {line}")
+    log(f"  included: n = {attrition['n_after'][-1]:,} [{PAPER['patients']:,}]")
     counted = {
         "deaths within a year": int(value.sum()),
         "patients without diagnoses": int((samples["n_diagnoses"] == 0).sum()),

@@ -136,8 +136,8 @@ def test_a_regression_is_reported_in_its_own_unit(
     assert "to minimise the squared error of the standardised target" in text
     assert "cross-entropy" not in text.split("Methods text")[-1]
     # Nothing is selected for the majority class, and the number of trials is not an option.
-    assert "For logistic, c was selected on the validation samples" in text
-    assert "For majority" not in text
+    assert "For logistic regression, c was selected on the validation samples" in text
+    assert "For majority class" not in text
     capsys.readouterr()
     print_summary(tmp_path / "results")
     printed = capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_the_page_has_all_sections(page: Path) -> None:
     text = page.read_text()
     for section in ("overview", "cautions", "data", "suites", "experiments", "methods", "record"):
         assert f'id="{section}"' in text
-    for heading in ("Modality combinations", "Cohort selection", "Data dictionary", "Leakage audit", "References"):
+    for heading in ("Modality combinations", "Cohort flow", "Data dictionary", "Leakage audit", "References"):
         assert heading in text
     assert SUITE.replace('id="', 'id="suite-') in text
     # Three of the experiment (combinations, learning curves, routing), two of the store, one of the suite.
@@ -418,7 +418,7 @@ def test_a_suite_includes_its_stores_cells_and_searches(
     text = (tmp_path / "index.html").read_text()
     assert f'id="store-toy-{store.store_id}"' in text
     methods = text[text.index('id="methods-text"') :]
-    assert "methods were compared: moe_retriever" in methods
+    assert "methods were compared: MoE-Retriever" in methods
     assert "most frequent class" not in methods
     assert "7 trials" in methods
     assert "99 trials" not in methods
