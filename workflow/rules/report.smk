@@ -17,6 +17,7 @@ rule report_page:
             labels={"what": "all scores, one row a run, group and metric"},
             caption="../report/results.rst",
         ),
+        answer="<results>/report/answer.md",
         # The number of figures is not known in advance. Routing figures also appear in Snakemake's report.
         figures=report(
             directory("<results>/report/figures"),
@@ -62,6 +63,7 @@ rule suite_report:
             labels={"what": "report of {suite}"},
             caption="../report/results.rst",
         ),
+        answer="<results>/suites/{suite}/report/answer.md",
     log:
         "<logs>/suites/{suite}_report.log",
     benchmark:

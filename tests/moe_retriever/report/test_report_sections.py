@@ -20,7 +20,7 @@ from PIL import Image
 from moe_retriever.metrics import METRIC
 from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
-from moe_retriever.report.experiments import _cell
+from moe_retriever.report.experiments import _cell, _digits
 from moe_retriever.report.methods_text import methods_text
 from moe_retriever.report.quality import describe_quality
 from moe_retriever.report.runs import ReportedRun, read_run
@@ -377,12 +377,12 @@ def test_every_measure_of_a_scan_has_a_displayed_name() -> None:
 def test_a_mean_over_seeds_is_undefined_if_a_seed_is() -> None:
     def cell(*rows: tuple[float | None, float | None, float | None]) -> dict[str, str]:
         frame = pl.DataFrame(rows, schema=dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row")
-        return _cell(frame, METRIC[metric])
+        return _cell(frame, METRIC[metric], _digits(frame, METRIC[metric]))
 
     metric = "accuracy"
-    assert cell((0.5, 0.4, 0.6), (0.7, 0.6, 0.8)) == {"text": "60.00 ± 14.14", "interval": "[50.0, 70.0]"}
+    assert cell((0.5, 0.4, 0.6), (0.7, 0.6, 0.8)) == {"text": "60.0 ± 14.1", "interval": "[50.0, 70.0]"}
     assert cell((0.5, 0.4, 0.6), (None, None, None)) == {"text": "– (undefined for 1 of 2 seeds)", "interval": ""}
-    assert cell((0.5, None, None), (0.7, 0.6, 0.8)) == {"text": "60.00 ± 14.14", "interval": ""}
+    assert cell((0.5, None, None), (0.7, 0.6, 0.8)) == {"text": "60.0 ± 14.1", "interval": ""}
     assert cell((None, None, None)) == cell() == {"text": "–", "interval": ""}
     metric = "mae"
-    assert cell((0.5, 0.4, 0.6)) == {"text": "0.500", "interval": "[0.400, 0.600]"}
+    assert cell((0.5, 0.4, 0.6)) == {"text": "0.50", "interval": "[0.40, 0.60]"}
