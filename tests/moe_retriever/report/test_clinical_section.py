@@ -91,7 +91,10 @@ def test_a_shared_page_rounds_sizes_and_thresholds(runs: list[Path], tmp_path: P
     shutil.copytree(runs[1], folder)
     said = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(said | {"origin": "export"}))
-    test = pl.read_parquet(folder / "predictions.parquet")
+    # The toy data are few; ten copies of each sample, of other people.
+    test = pl.concat([pl.read_parquet(folder / "predictions.parquet")] * 10)
+    ids = [f"p{i:03d}" for i in range(len(test))]
+    test = test.with_columns(sample_id=pl.Series(ids), subject_id=pl.Series(ids))
     few = pl.when(pl.int_range(pl.len()) < 4).then(pl.lit(["few"])).otherwise(pl.lit(["others"]))
     test.with_columns(subgroups=few).write_parquet(folder / "predictions.parquet")
     write_report(Inputs(runs=[folder]), tmp_path / "index.html")
