@@ -31,7 +31,7 @@ from mrpipe.reading import read_frame
 
 RULES = ("0.5", "youden", "sensitivity=0.9", "specificity=0.9")
 GRID = np.linspace(0, 1, 51)
-MOST_BINS, PEOPLE_PER_BIN, MOST_GROUPS = 10, 20, 20
+MOST_BINS, SAMPLES_PER_BIN, MOST_GROUPS = 10, 20, 20
 # `x` is the threshold (mean over seeds), the abscissa of a curve, or the mean probability in a bin.
 SCHEMA = {"by": pl.String, "group": pl.String, "x": pl.Float64, "n": pl.Int64, "events": pl.Int64}
 SCHEMA |= {"metric": pl.String, **dict.fromkeys(("value", "low", "high"), pl.Float64)}
@@ -134,11 +134,11 @@ def reliability(runs: Sequence[BinaryRun], smallest: int = 0) -> Iterator[tuple[
     """Rows of bins with equal numbers of the seeds' pooled predictions: mean probability `x`, share of events `value`.
 
     Wilson intervals; their sample size is the number of people in the bin, because samples of one person are dependent.
-    `n` and `events` are means over seeds. There are at most 10 bins, with about 20 people or more; those with fewer
+    `n` and `events` are means over seeds. There are at most 10 bins, with about 20 samples or more; those with fewer
     than `smallest` people of a class are left out.
     """
     event, p, subject = (np.concatenate([getattr(r, k) for r in runs]) for k in ("event", "probability", "subject"))
-    n_bins = int(np.clip(len(np.unique(subject)) // PEOPLE_PER_BIN, 1, MOST_BINS))
+    n_bins = int(np.clip(len(p) // len(runs) // SAMPLES_PER_BIN, 1, MOST_BINS))
     place = np.digitize(p, np.unique(np.quantile(p, np.linspace(0, 1, n_bins + 1)[1:-1])))
     for number, b in enumerate(np.unique(place)):
         chosen = place == b

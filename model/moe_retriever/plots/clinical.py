@@ -21,7 +21,7 @@ def clinical_figure(name: str, methods: Mapping[str, pl.DataFrame]) -> Figure:
     """One of `FIGURES`, with bands of the intervals of each method (`moe_retriever.evaluation.clinical.SCHEMA`)."""
     overall = pl.concat(methods.values()).filter(by="overall", metric="prevalence")
     prevalence = overall["value"].drop_nulls().mean() or 0
-    figure = blank(2.8, 3.1)
+    figure = blank(2.75, 3.05)
     axes = figure.add_subplot()
     style = {"color": INK, "linewidth": 0.8, "linestyle": ":"}
     x = np.linspace(0, 0.98, 50)
