@@ -107,8 +107,8 @@ def measure(runs: Sequence[BinaryRun], more: Sequence[str] = (), *, seed: int = 
     draws, subjects = keyed.generator(seed, "bootstrap"), np.unique(np.concatenate([run.subject for run in runs]))
     # To limit the memory: at most 10 million weights, but at least 200 resamples.
     size = int(np.clip(10_000_000 // max(len(run.event) for run in runs), 200, 1000))
-    n, same = len(subjects), np.ones(len(subjects))
-    weight_RU = np.vstack([same, draws.multinomial(n, same / n, size=size)])
+    same = np.ones(len(subjects))
+    weight_RU = np.vstack([same, draws.multinomial(len(same), same / len(same), size=size)])
     chosen = [run.thresholds((*RULES, *more)) for run in runs]
     rules = [rule for rule in chosen[0] if all(rule in known for known in chosen)]
     main = next(rule for rule in (*reversed(more), "youden", "0.5") if rule in rules)

@@ -1,6 +1,8 @@
 """Figures of clinical performance: ROC, precision–recall and decision curves with bands, and calibration."""
 
 from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,10 +22,10 @@ FIGURES = {
 def clinical_figure(name: str, methods: Mapping[str, pl.DataFrame]) -> Figure:
     """One of `FIGURES`, with bands of the intervals of each method (`moe_retriever.evaluation.clinical.SCHEMA`)."""
     overall = pl.concat(methods.values()).filter(by="overall", metric="prevalence")
-    prevalence = overall["value"].drop_nulls().mean() or 0
+    prevalence = fmean(overall["value"].drop_nulls().to_list() or [0.0])
     figure = blank(2.75, 3.05)
     axes = figure.add_subplot()
-    style = {"color": INK, "linewidth": 0.8, "linestyle": ":"}
+    style: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": ":"}
     x = np.linspace(0, 0.98, 50)
     lines = {"precision_recall": np.full(50, prevalence), "net_benefit": prevalence - (1 - prevalence) * x / (1 - x)}
     axes.plot(x, lines.get(name, x), **style)
