@@ -87,6 +87,7 @@ def test_a_run_folder_is_complete_and_describes_the_run(undisturbed: Undisturbed
         "cost.json",
         "test_cost.json",
         "risk_coverage.csv",
+        "validation.parquet",
     }
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["store_id"] == store.store_id
