@@ -174,7 +174,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("module", "function", "arguments", "left"),
     [
-        ("stages.build", "build_cohort", ["build", "tables", "--raw", "raw", "--out", "store"], set()),
+        ("stages.build", "build_cohort", ["build", "tables", "--raw", "raw", "--out", "store", "-q"], set()),
         ("stages.check", "inventory", ["check", "tables", "--raw", "raw", "--work", "work"], {"work"}),
         ("store.parquet", "os.fsync", ["mask", str(STORE), "--out", "mask.parquet"], set()),
         ("store.parquet", "os.fsync", ["export", str(STORE), "--out", "npz", "--format", "npz"], {"npz"}),

@@ -4,13 +4,13 @@ A sample is a patient. Only `visits` filters admissions; the readers of codes, n
 that no modality includes an excluded visit.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.scan.scanner import is_parquet
 from mrpipe.datasets.mimic.tables import detect_release, find_table, open_optional, open_table
 from mrpipe.delimited import line_of
@@ -18,6 +18,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW
 from mrpipe.schema import Attrition, Cohort
 
+_LOG = logging.getLogger(__name__)
 TASK = "mortality"
 PAPER = {
     "patients": 9_003,
@@ -305,10 +306,10 @@ def _flow(attrition: pl.DataFrame) -> list[tuple[int, str]]:
 
 
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
-    log("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
+    _LOG.info("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
     for n, reason in _flow(attrition):
-        log(f"  {n:>9,}  {reason}")
-    log(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")
+        _LOG.info(f"  {n:>9,}  {reason}")
+    _LOG.info(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")
     counted = {
         "deaths within a year": int(value.sum()),
         "patients without diagnoses": int((samples["n_diagnoses"] == 0).sum()),
@@ -316,7 +317,7 @@ def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) ->
     }
     for name, n in counted.items():
         expected = PAPER[name]
-        log(f"  {n:>9,}  {name}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
+        _LOG.info(f"  {n:>9,}  {name}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
 
 
 def visits_of(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:

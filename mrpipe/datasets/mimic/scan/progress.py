@@ -1,14 +1,17 @@
-"""Progress bar of a scan with rows per second, shown only if stderr is a terminal; and log lines on stderr."""
+"""Progress bar of a scan with rows per second, shown if progress is logged and stderr is a terminal."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
 def scan_progress(label: str, total_bytes: int) -> Iterator[Callable[[int, int], None]]:
     """Progress of one table: a function of the position in bytes and the number of additional rows."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and _LOG.isEnabledFor(logging.INFO)):
         yield lambda done_bytes, rows: None
         return
     from rich.console import Console
@@ -27,7 +30,3 @@ def scan_progress(label: str, total_bytes: int) -> Iterator[Callable[[int, int],
             progress.update(task, completed=done_bytes, rate=rate)
 
         yield advance
-
-
-def log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
