@@ -106,7 +106,7 @@ class Cells(logging.Handler):
         done, total = len(self._there) + len(self._done), len(self._there) + len(self._to_do)
         text = f"cells: {done} of {total} done"
         left = self.seconds_left()
-        return text if left is None else f"{text}, about {_duration(left)} left"
+        return text if left is None else f"{text}, about {duration(left)} left"
 
     def seconds_left(self) -> float | None:
         """Estimated seconds left, from the run times of finished cells of the same method and the pace of this run."""
@@ -154,7 +154,8 @@ class Cells(logging.Handler):
         return path.is_file() and path.stat().st_mtime >= self._started - 2
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A duration in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

@@ -74,6 +74,7 @@ from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_fau
 from mrpipe_planning.progress import CellFolders, Cells
 from mrpipe_planning.runs import mask_name
 from mrpipe_planning.snakemake_internals import Internals
+from mrpipe_planning.steps import Step, Steps, shown
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
 
@@ -314,8 +315,29 @@ def code_with_method(entry, run_of):
     return lambda wildcards: code_of(entry, method_module(run_of(wildcards).method))(wildcards)
 
 
+# Steps of this run, if `mrpipe run` reports them instead of Snakemake, and if the run has begun.
+STEPS = []
+# Set by `mrpipe run`: steps, or quiet for failed steps only.
+OUTPUT = os.environ.pop("MRPIPE_OUTPUT", "")
+if OUTPUT:
+    INTERNALS.show_only(shown)
+
+
+def begin_steps(log):
+    """Report progress per step, if requested."""
+    if OUTPUT:
+        needed = [job for job in INTERNALS.jobs_to_run() if not job.is_norun]
+        steps = {job.jobid: Step.of(job.rule.name, dict(job.wildcards.items())) for job in needed}
+        STEPS.append(Steps(steps, quiet=OUTPUT == "quiet"))
+        INTERNALS.on_job_finished(STEPS[0])
+        if OUTPUT != "quiet":
+            sys.stderr.write(f"{STEPS[0]}; full log: {' '.join(log)}\n")
+
+
 def summarise():
-    """Print scores, stores and the report's path."""
+    """Print the answer, scores, stores and the paths of the reports."""
     from mrpipe_planning.summary import print_summary
 
-    print_summary(Path(path("<results>")))
+    pages = [f"<results>/suites/{job.wildcards.suite}/report" for job in INTERNALS.jobs("suite_report")]
+    pages += ["<results>/report"] * bool(INTERNALS.jobs("report_page"))
+    print_summary(Path(path("<results>")), [Path(path(page)) for page in pages])

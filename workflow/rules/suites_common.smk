@@ -94,7 +94,8 @@ def begin_suites():
         [run for job, run in jobs.items() if job not in needed],
         places,
     )
-    INTERNALS.on_job_finished(cells)
+    if not STEPS:
+        INTERNALS.on_job_finished(cells)
     INTERNALS.keep_going()
     compared = [job.wildcards.suite for job in INTERNALS.jobs("compare")]
     BEGUN.append((asked, compared, cells))
@@ -106,7 +107,7 @@ def end_suites():
 
     def run_model(arguments):
         # Errors are shown but do not stop the remaining steps.
-        subprocess.run([sys.executable, "-m", "mrpipe", *arguments], stdout=sys.stderr)
+        subprocess.run([sys.executable, "-m", "mrpipe", *arguments], stdout=subprocess.DEVNULL if STEPS else sys.stderr)
 
     for asked, compared, cells in BEGUN:
         unfinished = {run.tested for run in cells.unfinished()}
@@ -128,4 +129,4 @@ def end_suites():
             run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
         run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])
         if unfinished:
-            sys.stderr.write(cells.failures() + "\n")
+            sys.stderr.write(cells.failures() + "\n" if not STEPS else "")
