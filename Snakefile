@@ -62,8 +62,7 @@ rule runs:
 
 
 onstart:
-    begin_steps(log)
-    begin_suites()
+    begin(log)
 
 
 onsuccess:
@@ -74,8 +73,8 @@ onsuccess:
 onerror:
     end_suites()
     place = log if isinstance(log, str) else " ".join(log)
-    if STEPS:
-        sys.stderr.write(f"{STEPS[0].ending(place)}\n")
+    if OUTPUT and BEGUN:
+        sys.stderr.write(f"{BEGUN[0][-1].ending(place)}\n")
     else:
         sys.stderr.write(f"The run failed. Failed jobs and their logs are listed above; log of this run: {place}\n")
         sys.stderr.write("If it was interrupted, run the same command again to continue.\n")

@@ -13,7 +13,8 @@ TAB = """
 source script.bash
 COMP_WORDS=("$@")
 COMP_CWORD=$(($# - 1))
-$(complete -p mrpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/') mrpipe "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+FUNCTION=$(complete -p mrpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+$FUNCTION mrpipe "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
 echo "${COMPREPLY[@]}"
 """
 

@@ -1,12 +1,13 @@
 """Output of `mrpipe run`: lines of steps, the time left, failed steps, and Snakemake's messages that remain."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workflow.planning.steps import TEXTS, Step, Steps, shown
+from workflow.planning.progress import TEXTS, Step, Steps, shown
 
 TRAIN = [{"experiment": "mosi", "method": method, "seed": "0"} for method in ("late", "muse")]
 
@@ -42,19 +43,19 @@ def run(steps: Steps, clock: Clock, job: int, seconds: float) -> None:
     ],
 )
 def test_a_step_is_described_in_words(rule: str, wildcards: dict[str, str], text: str) -> None:
-    assert str(Step.of(rule, wildcards)) == text
+    assert str(Step(rule, wildcards)) == text
 
 
 def test_every_rule_is_described(project: Path) -> None:
-    files = (project / "workflow/rules").glob("*.smk")
-    rules = {line.split()[1].rstrip(":") for file in files for line in file.read_text().splitlines() if line[:5] == "rule "}
+    texts = [file.read_text() for file in (project / "workflow/rules").glob("*.smk")]
+    rules = {rule for text in texts for rule in re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)}
     assert rules == set(TEXTS)
 
 
 def test_a_line_has_the_run_time_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    jobs = {i: Step.of("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
-    steps = Steps(jobs | {9: Step.of("report_page", {})}, quiet=False, clock=clock)
+    jobs = {i: Step("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
+    steps = Steps(jobs | {9: Step("report_page", {})}, {}, output="steps", clock=clock)
     run(steps, clock, 0, 30)
     run(steps, clock, 1, 60)
     run(steps, clock, 7, 5)  # not a step of ours
@@ -64,16 +65,15 @@ def test_a_line_has_the_run_time_and_the_time_left(capsys: pytest.CaptureFixture
         # The report, of which nothing is known yet, counts as much as the mean of the others.
         "[1/7] mosi: training of late, seed 0, 30 s; about 3 min left",
         "[2/7] mosi: training of muse, seed 0, 60 s; about 4 min left",
-        # Less than 80 % of what is left is known.
-        "[3/7] mosi: training of late, seed 0, 30 s",
+        "[3/7] mosi: training of late, seed 0, 30 s; about 3 min left",
         "[4/7] report, 1 s; about 3 min left",
     ]
 
 
 def test_time_left_follows_similar_steps_and_the_number_that_run_at_a_time() -> None:
     clock = Clock()
-    jobs = {i: Step.of("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
-    steps = Steps(jobs, quiet=True, clock=clock)
+    jobs = {i: Step("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
+    steps = Steps(jobs, {}, output="quiet", clock=clock)
     assert steps.seconds_left() is None
     run(steps, clock, 0, 30)
     run(steps, clock, 1, 60)
@@ -89,7 +89,7 @@ def test_time_left_follows_similar_steps_and_the_number_that_run_at_a_time() -> 
 
 
 def test_a_failed_step_shows_the_end_of_its_own_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = Steps({1: Step.of("train", TRAIN[0]), 2: Step.of("train", TRAIN[1])}, quiet=True, clock=Clock())
+    steps = Steps({1: Step("train", TRAIN[0]), 2: Step("train", TRAIN[1])}, {}, output="quiet", clock=Clock())
     log = tmp_path / "train.log"
     log.write_text("".join(f"line {i}\n" for i in range(40)))
     steps.emit(record("job_error", 1, log=[str(tmp_path / "none.log"), str(log)]))
@@ -118,3 +118,11 @@ def test_a_failed_step_shows_the_end_of_its_own_log(tmp_path: Path, capsys: pyte
 )
 def test_other_messages_of_snakemake(message: str, level: int, event: str, printed: bool) -> None:
     assert shown(record(event, message=message, level=level)) is printed
+
+
+def test_no_time_is_given_while_too_few_kinds_of_steps_are_known() -> None:
+    clock = Clock()
+    rules = ("check", "cohort", "verify", "train")
+    steps = Steps({i: Step(rule, {"dataset": "a"}) for i, rule in enumerate(rules)}, {}, clock=clock)
+    run(steps, clock, 0, 5)
+    assert steps.seconds_left() is None

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -71,10 +72,9 @@ from mrpipe_planning.arguments import (
     train_arguments,
 )
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
-from mrpipe_planning.progress import CellFolders, Cells
+from mrpipe_planning.progress import Step, Steps, shown
 from mrpipe_planning.runs import mask_name
 from mrpipe_planning.snakemake_internals import Internals
-from mrpipe_planning.steps import Step, Steps, shown
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
 
@@ -315,23 +315,10 @@ def code_with_method(entry, run_of):
     return lambda wildcards: code_of(entry, method_module(run_of(wildcards).method))(wildcards)
 
 
-# Steps of this run, if `mrpipe run` reports them instead of Snakemake, and if the run has begun.
-STEPS = []
-# Set by `mrpipe run`: steps, or quiet for failed steps only.
+# Set by `mrpipe run`, which prints steps instead of Snakemake's messages: steps, or quiet for failed steps only.
 OUTPUT = os.environ.pop("MRPIPE_OUTPUT", "")
 if OUTPUT:
     INTERNALS.show_only(shown)
-
-
-def begin_steps(log):
-    """Report progress per step, if requested."""
-    if OUTPUT:
-        needed = [job for job in INTERNALS.jobs_to_run() if not job.is_norun]
-        steps = {job.jobid: Step.of(job.rule.name, dict(job.wildcards.items())) for job in needed}
-        STEPS.append(Steps(steps, quiet=OUTPUT == "quiet"))
-        INTERNALS.on_job_finished(STEPS[0])
-        if OUTPUT != "quiet":
-            sys.stderr.write(f"{STEPS[0]}; full log: {' '.join(log)}\n")
 
 
 def summarise():
