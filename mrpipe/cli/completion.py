@@ -51,7 +51,7 @@ command = Command(
     epilog="bash:  mrpipe completion bash > ~/.local/share/bash-completion/completions/mrpipe\n"
     "zsh:   mrpipe completion zsh > ~/.zfunc/_mrpipe     (with fpath+=~/.zfunc before compinit)\n"
     "tcsh:  mrpipe completion tcsh >> ~/.tcshrc\n\n"
-    "next:  mrpipe --help lists all commands.",
+    "next:  mrpipe --help lists all commands",
     add_arguments=_add_arguments,
     run=_run,
 )

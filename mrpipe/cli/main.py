@@ -83,12 +83,14 @@ def command_parser(
     name: str, command: Command, make: Callable[..., argparse.ArgumentParser] = argparse.ArgumentParser
 ) -> argparse.ArgumentParser:
     """Parser of one command; `make` is called with the settings of an `ArgumentParser`."""
+    from mrpipe.cli.help import CLOSING
+
     description, epilog = (t() if callable(t) else t for t in (command.description, command.epilog))
     summary = command.summary[0].upper() + command.summary[1:]
     parser = make(
         prog=f"mrpipe {name}",
         description=f"{summary}.\n\n{description}".rstrip(),
-        epilog=epilog or None,
+        epilog=f"{epilog}\n\n{CLOSING.get(name, '')}".strip() or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",
     )

@@ -327,8 +327,8 @@ _CLAIMS = {
 
 COMMANDS = {
     name: Command(
-        summary=TEXTS[name][0],
-        description=TEXTS[name][1],
+        summary=TEXTS[name]["summary"],
+        description=TEXTS[name]["text"],
         add_arguments=add,
         run=run,
         step=name in STEPS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,15 +21,21 @@ from mrpipe.cli.main import command_names, main
 STORE = Path(__file__).parents[1] / "data" / "stores" / "format-2"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_explains_it_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", command_names())
+def test_help_of_a_command_explains_it_with_an_example_and_the_next_command(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert len(text.splitlines()) > 8
-    assert COMMANDS[name][1].splitlines()[0] in text
+    if name in COMMANDS:
+        assert COMMANDS[name]["text"].splitlines()[0] in text
     assert f"  mrpipe {name} " in text
+    assert "\nnext:" in text
+    named = re.findall(r"mrpipe ([a-z][a-z-]*)", text)
+    assert set(named) <= set(command_names()), named
 
 
 def test_help_lists_every_command_and_version_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

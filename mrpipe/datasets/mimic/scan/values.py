@@ -102,7 +102,7 @@ class TablePart(ABC):
 
     @abstractmethod
     def frames(self, advance: Callable[[int], None]) -> Iterator[pl.DataFrame]:
-        """Frames; `advance` is called with the position in the file in bytes and the number of new records."""
+        """Frames; `advance` is called with the position in the file in bytes."""
 
     def typed(self, frame: pl.DataFrame, place: Callable[[int], dict[str, int | None]]) -> pl.DataFrame:
         """The declared columns with their dtypes, and ROW; `place` gives the line or row of a value of ROW.
