@@ -50,7 +50,7 @@ def _simulate(args: Namespace) -> None:
     from mrpipe.stages.simulate import simulate
     from mrpipe.store.layout import truth_folder
 
-    simulate(_dataset(args), args.out, parse_assignments(args.set))
+    simulate(_dataset(args), args.out, parse_assignments(args.set), overwrite=args.overwrite)
     print(f"simulated export: {args.out}\nground truth:     {truth_folder(args.out)}")
 
 
@@ -232,7 +232,7 @@ _choice = _all(
 _options_help = "options of the dataset (mrpipe options DATASET lists them)"
 _set = _argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help=_options_help)
 _replace = _argument(
-    "--overwrite", action="store_true", help="replace a finished store of another dataset, export or other options"
+    "--overwrite", action="store_true", help="replace a finished output of another dataset, export or other options"
 )
 _init_arguments = _all(
     _argument("dataset", choices=["tables"], help="the only dataset that needs a declaration"),
@@ -297,7 +297,7 @@ def _mask_arguments(parser: ArgumentParser) -> None:
 _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "fetch": (_fetch_arguments, _fetch),
     "init": (_init_arguments, _init),
-    "simulate": (_all(_dataset_name, _export_folder, _set), _simulate),
+    "simulate": (_all(_dataset_name, _export_folder, _set, _replace), _simulate),
     "check": (_all(_dataset_name, _raw, _checked, _choice, _set), _check),
     "build": (_all(_dataset_name, _raw, _path("--out", "folder of the store"), _choice, _set, _replace), _build),
     "options": (_argument("dataset", nargs="?", metavar="DATASET", help="default: list the datasets"), _options),

@@ -72,6 +72,20 @@ def test_show_verify_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert pl.read_csv(tmp_path / "csv" / "series.csv").columns[:3] == ["sample_id", "step", "time"]
 
 
+def test_an_export_with_other_options_is_replaced_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["simulate", "tables", "--out", str(tmp_path / "raw"), "--set"]
+    assert main([*command, "n_visits=80"]) == 0
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "raw").iterdir())}
+    assert main([*command, "n_visits=80"]) == 0
+    assert main([*command, "n_visits=90"]) == 2
+    assert "Choose another --out, or replace it with --overwrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "raw").iterdir())} == before
+    assert main([*command, "n_visits=90", "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "raw").iterdir())} != before
+
+
 def test_mask_prints_the_combinations_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mask", str(STORE), "--p", "0.5", "--seed", "3", "--out", str(tmp_path / "m.parquet")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
