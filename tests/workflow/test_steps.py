@@ -123,6 +123,6 @@ def test_other_messages_of_snakemake(message: str, level: int, event: str, print
 def test_no_time_is_given_while_too_few_kinds_of_steps_are_known() -> None:
     clock = Clock()
     rules = ("check", "cohort", "verify", "train")
-    steps = Steps({i: Step(rule, {"dataset": "a"}) for i, rule in enumerate(rules)}, {}, clock=clock)
+    steps = Steps({i: Step(rule, {"dataset": "a"}) for i, rule in enumerate(rules)}, {}, output="steps", clock=clock)
     run(steps, clock, 0, 5)
     assert steps.seconds_left() is None

@@ -122,7 +122,8 @@ class Steps(logging.Handler):
         left = [step for job, step in self.steps.items() if job not in self._done]
         known = [next((middle[kind] for kind in step.kinds if kind in middle), None) for step in left]
         found = [seconds for seconds in known if seconds is not None]
-        if not found or len(found) < KNOWN * len(left):
+        # A finished cell has steps of every kind that takes long.
+        if not found or (self._output and len(found) < KNOWN * len(left)):
             return None
         at_a_time = sum(self._done.values()) / max(self._clock() - min(self._begun.values()), 1e-9)
         return fmean(found) * len(left) / max(at_a_time, 1e-9)
