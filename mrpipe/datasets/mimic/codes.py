@@ -5,6 +5,7 @@ days since the first admission. Within a visit, diagnoses precede procedures, bo
 assigned at discharge, so that a visit that has not ended at the prediction time has none.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.datasets.mimic.cohort import ended, visits_of
 from mrpipe.datasets.mimic.note_text import TELLTALE
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Features
 
+_LOG = logging.getLogger(__name__)
 DESCRIPTION = "diagnoses and procedures of each visit, one step per code: [position in levels, visit number], days"
 KINDS = {"hosp/diagnoses_icd": "DX", "hosp/procedures_icd": "PR"}
 TITLES = {"hosp/d_icd_diagnoses": "DX", "hosp/d_icd_procedures": "PR"}
@@ -111,7 +112,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     )
     if codes.is_empty():
         raise DataError(Fault(file="hosp/diagnoses_icd", expected="codes of visits in the cohort", found="none"))
-    log(
+    _LOG.info(
         f"mimic code: {len(codes):,} codes of {codes['rank'].n_unique():,} patients, "
         f"{codes.filter(icd_version=10).height:,} of them ICD-10, {int(codes['recoded'].sum()):,} corrected by titles; "
         f"removed: {n[0] - n[1]:,} of visits that end after the prediction time, {n[1] - n[2]:,} that reveal the "

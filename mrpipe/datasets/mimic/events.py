@@ -7,6 +7,7 @@ readers, because the unit of an item depends on the whole export.
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,11 +22,11 @@ from mrpipe.datasets.events import SortedRuns, write_part
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.ranges import canonical_unit
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, open_table, scan_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
 
+_LOG = logging.getLogger(__name__)
 PART_KEY = "mrpipe.mimic.part"
 # One measurement: rank of the patient, seconds since first admission, source · ITEM_BASE + itemid, unit code, value.
 RUN = np.dtype([("rank", "<i4"), ("seconds", "<i4"), ("item", "<i4"), ("unit", "<u2"), ("value", "<f4")])
@@ -229,7 +230,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
                 scan = scan_table(raw, form, EVENTS[source], subjects[in_part], known=known)
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
-                log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
+                _LOG.info(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
         _write_part(out, runs, units, tally, hashes)
 
 
