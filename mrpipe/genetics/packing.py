@@ -85,6 +85,12 @@ def unpack_range(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np
     return block.reshape(len(packed), -1)[:, start - 4 * first : stop - 4 * first]
 
 
+def copies(packed: NDArray[np.uint8], n_snps: int) -> NDArray[np.float32]:
+    """(n, n_snps) copies of A1; NaN for missing calls."""
+    calls = unpack_range(packed, 0, n_snps)
+    return np.where(calls == MISSING, np.float32("nan"), calls.astype(np.float32))
+
+
 def call_counts(packed: NDArray[np.uint8], n_snps: int, *, block: int = 4096) -> NDArray[np.int64]:
     """Number of people with 0, 1 and 2 copies and missing calls per SNP, (4, p), counted on the packed bytes."""
     n, n_bytes = packed.shape

@@ -6,7 +6,7 @@ name, selection by split, transforms, restored array shapes and `verify`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from mrpipe.store.manifest import RESTORE, Manifest, differences, read_manifest
 from mrpipe.store.splits import PARTS
 
 if TYPE_CHECKING:
+    from mrpipe.store.matrix import Matrix
     from mrpipe.transforms.fit import Transforms
 
 
@@ -65,6 +66,20 @@ class Arrays:
             modality=self.modality, sample_id=self.sample_id[rows], x=self.x[steps], offsets=offsets, time=time
         )
 
+    @staticmethod
+    def joined(parts: Sequence[Arrays]) -> Arrays:
+        """The rows of several arrays of one modality, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        first, x = parts[0], np.concatenate([p.x for p in parts])
+        ids = np.concatenate([p.sample_id for p in parts])
+        if first.offsets is None:
+            return Arrays(modality=first.modality, sample_id=ids, x=x)
+        lengths = np.concatenate([np.diff(p.offsets) for p in parts if p.offsets is not None])
+        time = None if first.time is None else np.concatenate([p.time for p in parts if p.time is not None])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Arrays(modality=first.modality, sample_id=ids, x=x, offsets=offsets, time=time)
+
     def padded(self, max_steps: int | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Sequences padded with zeros, (n, T, d), and their lengths (n,); longer sequences keep their last steps."""
         if self.offsets is None:
@@ -88,10 +103,12 @@ def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     return result
 
 
-def _read_arrays(path: Path, modality: Modality) -> Arrays:
+def _read_arrays(path: Path, modality: Modality, group: int | None = None) -> Arrays:
+    """All rows of a table, or those of one row group."""
     if modality.encoding == "packed2":
-        return _read_packed(path, modality)
-    table = pq.read_table(path, memory_map=True)
+        return _read_packed(path, modality, group)
+    with pq.ParquetFile(path, memory_map=True) as file:
+        table = file.read() if group is None else file.read_row_group(group)
     ids = _numpy(table["sample_id"]).astype(np.str_)
     column = table["x"].combine_chunks() if table["x"].num_chunks != 1 else table["x"].chunk(0)
     if modality.kind != "sequence":
@@ -103,14 +120,15 @@ def _read_arrays(path: Path, modality: Modality) -> Arrays:
     return Arrays(modality=modality, sample_id=ids, x=steps, offsets=offsets, time=time)
 
 
-def _read_packed(path: Path, modality: Modality) -> Arrays:
+def _read_packed(path: Path, modality: Modality, group: int | None) -> Arrays:
     """Read packed genotypes (n, bytes) uint8 in blocks of rows, because the whole column would be in memory twice."""
     file = pq.ParquetFile(path, memory_map=True)
+    groups = range(file.metadata.num_row_groups) if group is None else [group]
     n_bytes = -(-modality.size // 4)
-    x = np.empty((file.metadata.num_rows, n_bytes), dtype=np.uint8)
+    x = np.empty((sum(file.metadata.row_group(g).num_rows for g in groups), n_bytes), dtype=np.uint8)
     ids = [np.empty(0, dtype=np.str_)]
     done = 0
-    for batch in file.iter_batches(batch_size=64, columns=["sample_id", "x"]):
+    for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=["sample_id", "x"]):
         column = batch["x"]
         data = np.frombuffer(column.buffers()[2], dtype=np.uint8)
         x[done : done + len(batch)] = data[column.offset * n_bytes :][: len(batch) * n_bytes].reshape(-1, n_bytes)
@@ -224,16 +242,48 @@ class Store:
         modality = self._modality(name)
         arrays = _read_arrays(self._paths.modality(name), modality)
         if part is not None or split is not None:
-            if part not in (None, *PARTS):
-                raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
-            frame = self.split(split)
-            chosen = frame if part is None else frame.filter(pl.col("split") == part)
-            rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
-            arrays = arrays.take(np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64))
+            arrays = arrays.take(self.rows(name, split=split, part=part))
+        self._require_unchanged()
+        return arrays if transform is None else transform.apply(name, arrays)
+
+    def rows(
+        self, name: str, *, split: str | None = None, part: str | None = None, without: Sequence[str] = ()
+    ) -> NDArray[np.int64]:
+        """Rows of a modality's table that belong to a part of a split scheme, except those of samples `without`."""
+        if part not in (None, *PARTS):
+            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
+        frame = self.split(split)
+        chosen = frame if part is None else frame.filter(pl.col("split") == part)
+        samples = self.samples().filter(~pl.col("sample_id").is_in(list(without)))
+        rows = samples.join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
+        return np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64)
+
+    def _require_unchanged(self) -> None:
         if (found := read_manifest(self.path).store_id) != self.store_id:
             fix = "Another process replaced the store while it was read. Run the command again."
             raise DataError(Fault(file=str(self.path), expected=f"store {self.store_id}", found=found, fix=fix))
-        return arrays if transform is None else transform.apply(name, arrays)
+
+    def row_groups(self, name: str) -> RowGroups:
+        """The table of a modality, read by row group."""
+        return RowGroups(self, self._modality(name))
+
+    def matrix(
+        self,
+        modalities: Sequence[str] | None = None,
+        part: str | None = None,
+        split: str | None = None,
+        task: str | None = None,
+    ) -> Matrix:
+        """Labelled samples as a feature matrix with NaN, for scikit-learn and the like; see `mrpipe.store.matrix`.
+
+        Args:
+            modalities: default: all.
+            part: `train`, `val` or `test` of the scheme `split`; default: all labelled samples.
+            task: default: the first of the store.
+        """
+        from mrpipe.store.matrix import build_matrix
+
+        return build_matrix(self, modalities, part, split, task)
 
     def verify(self, *, deep: bool = False) -> None:
         """Verify the integrity of the store.
@@ -260,6 +310,42 @@ class Store:
                 expected = f"{actual}, as in the files"
                 breaches.append(Fault(file=place, column=column, expected=expected, found=found, fix=RESTORE))
         _raise(breaches)
+
+
+class RowGroups:
+    """Rows of one modality; in memory is the row group that was read last (about 32 MiB of values).
+
+    Attributes:
+        ends: (G,) row behind the last one of each row group.
+    """
+
+    def __init__(self, store: Store, modality: Modality):
+        self._store, self._modality = store, modality
+        self._path = StoreLayout(store.path).modality(modality.name)
+        with pq.ParquetFile(self._path) as file:
+            meta = file.metadata
+            self.ends = np.cumsum([meta.row_group(g).num_rows for g in range(meta.num_row_groups)], dtype=np.int64)
+        self._latest: tuple[int, Arrays] | None = None
+
+    def number(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row group of each row."""
+        return np.searchsorted(self.ends, rows, side="right")
+
+    def _read(self, group: int) -> Arrays:
+        if self._latest is None or self._latest[0] != group:
+            self._latest = None  # frees the memory before the next group is read
+            self._latest = group, _read_arrays(self._path, self._modality, group if len(self.ends) else None)
+            self._store._require_unchanged()
+        return self._latest[1]
+
+    def take(self, rows: NDArray[np.int64]) -> Arrays:
+        """Rows of the table, in increasing order."""
+        group = self.number(rows)
+        starts = np.concatenate([[0], self.ends])
+        # Without rows, any group has the right types.
+        needed = np.unique(group).tolist() or [self._latest[0] if self._latest else 0]
+        parts = [self._read(g).take(rows[group == g] - starts[g]) for g in needed]
+        return Arrays.joined(parts)
 
 
 def _raise(faults: Iterable[Fault]) -> None:

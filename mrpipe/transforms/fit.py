@@ -7,7 +7,7 @@ values as the mode; counts become TF-IDF reduced by a truncated SVD; pixels are 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.genetics.packing import LdOptions
+from mrpipe.genetics.packing import LdOptions, copies
 from mrpipe.options import non_default_fields, parse_options
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays, Store
@@ -41,14 +41,12 @@ class PixelTransform(Encoded):
     sd: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, arrays: Arrays) -> Self:
-        shape = arrays.modality.shape
-        n_channels = shape[0] if arrays.modality.kind == "image" else 1
+    def fit(cls, modality: Modality, blocks: Iterable[Arrays]) -> Self:
+        """From blocks of rows, because all images may be larger than memory, and float64 copies of them even more."""
+        n_channels = modality.shape[0] if modality.kind == "image" else 1
         total, squares, n = np.zeros(n_channels), np.zeros(n_channels), np.zeros(n_channels)
-        # In blocks, because a float64 copy of all images would be eight times as large as the store.
-        for start in range(0, len(arrays), 64):
-            block = arrays.x[start : start + 64].reshape(-1, n_channels, arrays.modality.size // n_channels)
-            block = block.astype(np.float64)
+        for arrays in blocks:
+            block = arrays.x.reshape(-1, n_channels, modality.size // n_channels).astype(np.float64)
             total += np.nansum(block, axis=(0, 2))
             squares += np.nansum(block**2, axis=(0, 2))
             n += (~np.isnan(block)).sum(axis=(0, 2))
@@ -65,8 +63,28 @@ class PixelTransform(Encoded):
         return modality.shape
 
 
-ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform | EventTransform | SummaryTransform
-_ENCODED = (PixelTransform, GenotypeTransform, EventTransform, SummaryTransform)
+@dataclass(frozen=True)
+class AsStored(Encoded):
+    """The values of the store as float32, unknown ones NaN; genotypes are copies of A1. Nothing is fitted.
+
+    Attributes:
+        n_items: number of levels of events, otherwise 0.
+    """
+
+    kind = "as stored"
+    n_items: int = 0
+
+    def apply(self, arrays: Arrays) -> Arrays:
+        if arrays.modality.encoding != "packed2":
+            return replace(arrays, x=arrays.x.astype(np.float32))
+        return replace(arrays, x=copies(arrays.x, arrays.modality.size))
+
+    def shape(self, modality: Modality) -> tuple[int, ...]:
+        return modality.shape
+
+
+ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform | EventTransform | SummaryTransform | AsStored
+_ENCODED = (PixelTransform, GenotypeTransform, EventTransform, SummaryTransform, AsStored)
 _TRANSFORMS: dict[str, Any] = {"features": FeatureTransform, **{c.kind: c for c in _ENCODED}}
 
 
@@ -160,19 +178,35 @@ def fit(
     for modality in store.modalities:
         if modalities is not None and modality.name not in modalities:
             continue
-        train = store.arrays(modality.name, split=scheme, part="train")
-        train = train.take(np.flatnonzero(~np.isin(train.sample_id, without))) if without else train
-        if len(train) == 0:
+        train_rows = store.rows(modality.name, split=scheme, part="train", without=without)
+        if len(train_rows) == 0:
             raise UsageError(f"{modality.name} has no rows in the training part of split {scheme!r}")
         if modality.kind in ("image", "volume"):
-            transform: ModalityTransform = PixelTransform.fit(train)
-        elif modality.encoding == "packed2":
+            groups = store.row_groups(modality.name)
+            blocks = (groups.take(train_rows[start : start + 64]) for start in range(0, len(train_rows), 64))
+            fitted[modality.name] = pixels = PixelTransform.fit(modality, blocks)
+            shapes[modality.name] = pixels.shape(modality)
+            continue
+        train = store.arrays(modality.name).take(train_rows)
+        if modality.encoding == "packed2":
             rows = dictionary.filter(modality=modality.name).sort("position")
-            transform = GenotypeTransform.fit(train, rows, LdOptions(options.ld_window, options.ld_step, options.ld_r2))
+            transform: ModalityTransform = GenotypeTransform.fit(
+                train, rows, LdOptions(options.ld_window, options.ld_step, options.ld_r2)
+            )
         else:
             rows = dictionary.filter(modality=modality.name).sort("position")
             transform = (event_transform(rows) or FeatureTransform).fit(train, rows, options)
         fitted[modality.name] = transform
         shapes[modality.name] = transform.shape(modality)
-    features = {name: features_id(dictionary, name) for name in fitted}
-    return Transforms(store.store_id, scheme, fitted, shapes, options, features)
+    return Transforms(store.store_id, scheme, fitted, shapes, options, {n: features_id(dictionary, n) for n in fitted})
+
+
+def as_stored(store: Store, scheme: str | None = None, modalities: Sequence[str] | None = None) -> Transforms:
+    """Transforms that keep the values of the store; nothing is read but its dictionary."""
+    dictionary, fitted = store.dictionary, dict[str, ModalityTransform]()
+    chosen = [m for m in store.modalities if modalities is None or m.name in modalities]
+    for modality in chosen:
+        rows = dictionary.filter(modality=modality.name).sort("position")
+        fitted[modality.name] = AsStored(len(rows["levels"][0]) if event_transform(rows) is EventTransform else 0)
+    shapes = {m.name: m.shape for m in chosen}
+    return Transforms(store.store_id, scheme or store.manifest.default_scheme, fitted, shapes)

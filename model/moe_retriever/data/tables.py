@@ -6,7 +6,7 @@ Legend: n rows, d features, p SNPs, S total steps of all rows.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.genetics.packing import fill_missing, pack, take_snps
+from mrpipe.genetics.packing import MISSING, fill_missing, pack, take_snps
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.genotypes import GenotypeTransform
 
@@ -50,10 +50,29 @@ class FeatureTable(Protocol):
         """Features (n, f) for models without an encoder."""
         ...
 
+    def dense(self, rows: Rows) -> dict[str, Tensor]:
+        """Tensors of the rows for any model, with padding; see `moe_retriever.data.dataset.DenseBatch`."""
+        ...
+
 
 def _host(rows: Rows, device: torch.device) -> Tensor:
     index = torch.from_numpy(np.ascontiguousarray(rows))
     return index if device.type == "cpu" else index.to(device, non_blocking=True)
+
+
+def spans(starts: Rows, lengths: Rows) -> Rows:
+    """Concatenation of the ranges starts[i] .. starts[i] + lengths[i] − 1."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
+def padded(x: Tensor, starts: Rows, lengths: Rows) -> Tensor:
+    """(n, T, …): x[starts[i] : starts[i] + lengths[i]] for each row, then zeros; T is the greatest length, or 1."""
+    longest = int(lengths.max(initial=1))
+    out = x.new_zeros(len(lengths), longest, *x.shape[1:])
+    inside = torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None]).to(x.device)
+    out[inside] = x[_host(spans(starts, lengths), x.device)]
+    return out
 
 
 class VectorTable:
@@ -71,6 +90,9 @@ class VectorTable:
 
     pooled = gather
 
+    def dense(self, rows: Rows) -> dict[str, Tensor]:
+        return {"values": self.gather(rows)}
+
     def with_gaps(self, rows: Rows) -> Tensor:
         """The rows with NaN for unknown values."""
         x = self.gather(rows)
@@ -78,9 +100,15 @@ class VectorTable:
 
 
 class SequenceTable:
-    """Concatenated steps of all rows, (S, d) float32; batches are packed directly from them, without padding."""
+    """Concatenated steps of all rows, (S, d) float32; batches are packed directly from them, without padding.
 
-    def __init__(self, x: NDArray[np.float32], offsets: Rows, device: torch.device):
+    `time` (S,) are the times of the steps in the unit of the store, None if they are regular.
+    """
+
+    def __init__(
+        self, x: NDArray[np.float32], offsets: Rows, device: torch.device, time: NDArray[np.float32] | None = None
+    ):
+        self.time = None if time is None else torch.from_numpy(np.array(time))
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
         self.offsets = offsets
         self.lengths = np.diff(offsets)
@@ -108,13 +136,16 @@ class SequenceTable:
         if len(rows) == 0:
             return self.x.new_zeros(0, 2 * self.x.shape[1] + 1)
         lengths = self.lengths[rows]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        flat = np.repeat(self.offsets[rows] - starts[:-1], lengths) + np.arange(starts[-1])
-        steps = self.x[_host(flat, self.x.device)]
+        steps = self.x[_host(spans(self.offsets[rows], lengths), self.x.device)]
         n = _host(lengths, self.x.device)
         mean = torch.segment_reduce(steps, "mean", lengths=n)
         largest = torch.segment_reduce(steps, "max", lengths=n)
         return torch.cat([mean, largest, n.to(steps.dtype).log()[:, None]], dim=1)
+
+    def dense(self, rows: Rows) -> dict[str, Tensor]:
+        starts, lengths = self.offsets[rows], self.lengths[rows]
+        times = {} if self.time is None else {"times": padded(self.time, starts, lengths)}
+        return {"values": padded(self.x, starts, lengths), "lengths": torch.from_numpy(lengths), **times}
 
 
 class PixelTable:
@@ -136,11 +167,27 @@ class PixelTable:
         x = (raw.float() - self.mean) / self.sd
         return torch.nan_to_num(x) if raw.is_floating_point() else x
 
+    def dense(self, rows: Rows) -> dict[str, Tensor]:
+        return {"values": self.gather(rows)}
+
     def pooled(self, rows: Rows) -> Tensor:
         """Mean intensity on a coarse grid: 8 × 8 per channel, or 6 × 6 × 6."""
         x = self.gather(rows)
         image = x.ndim == 4 and len(self.mean.shape) > 1
         return (F.adaptive_avg_pool2d(x, 8) if image else F.adaptive_avg_pool3d(x.unsqueeze(1), 6)).flatten(1)
+
+
+class StoredTable(VectorTable):
+    """Vectors or pixels (n, …) in the dtype of the store; batches are float32, with NaN for unknown values."""
+
+    def __init__(self, x: Pixels, device: torch.device):
+        self.x, self.unknown = torch.from_numpy(np.array(x)).to(device), None
+
+    def gather(self, rows: Rows) -> Tensor:
+        return super().gather(rows).float()
+
+    def pooled(self, rows: Rows) -> Tensor:
+        return self.gather(rows).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -201,6 +248,17 @@ class GenotypeTable:
     def pooled(self, rows: Rows) -> Tensor:
         return self.gather(rows).values()
 
+    def dense(self, rows: Rows) -> dict[str, Tensor]:
+        return {"values": self.pooled(rows)}
+
+    @classmethod
+    def as_stored(cls, packed: NDArray[np.uint8], n_snps: int, device: torch.device) -> Self:
+        """All SNPs as copies of A1; missing calls are NaN."""
+        table = cls(packed, GenotypeTransform(np.full(n_snps, MISSING, dtype=np.uint8), np.arange(n_snps)), device)
+        copies = table._decode + 1
+        table._decode = copies.masked_fill(copies == MISSING, float("nan"))
+        return table
+
 
 def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:
     """Steps of a sequence; irregular sequences get the additional column log(1 + time since the previous step)."""
@@ -212,8 +270,8 @@ def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:
     return np.concatenate([arrays.x, np.log1p(np.maximum(elapsed, 0.0))[:, None]], axis=1, dtype=np.float32)
 
 
-def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
-    """The table of a transformed sequence.
+def sequence_table(arrays: Arrays, device: torch.device, *, elapsed: bool = True) -> SequenceTable:
+    """The table of a sequence; `elapsed`: irregular steps get the column of `with_elapsed`.
 
     Raises:
         DataError: an observed sequence without steps, which the store should not contain.
@@ -225,4 +283,5 @@ def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
         expected = "at least one step in an observed sequence"
         fix = "Remove the row: a sample with an empty sequence lacks the modality."
         raise DataError(Fault(file=file, column="length", row=row, expected=expected, found=found, fix=fix))
-    return SequenceTable(with_elapsed(arrays), arrays.offsets, device)
+    x = with_elapsed(arrays) if elapsed else arrays.x
+    return SequenceTable(x, arrays.offsets, device, arrays.time)
