@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+from jinja2 import Environment
 
 from mrpipe.privacy import SMALL, markdown_text, rounded
 from mrpipe.schema import Dataset
@@ -11,33 +12,7 @@ from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import Manifest
 from mrpipe.store.splits import PARTS
 
-_POLARS = """\
-```python
-import polars as pl
-
-samples = pl.read_parquet("samples.parquet")
-has_all = {mask}  # {names}
-complete = samples.filter(pl.col("modality_mask") & has_all == has_all)
-first = pl.read_parquet("modalities/{first}.parquet").join(complete.select("sample_id"), on="sample_id", how="semi")
-train = pl.read_parquet("splits/{scheme}.parquet").filter(pl.col("split") == "train").join(samples, on="sample_id")
-print(len(complete), len(first), len(train))
-```"""
-
-_DUCKDB = """\
-```sql
-SELECT count(*) FROM 'samples.parquet' WHERE modality_mask & {mask} = {mask};
-SELECT s.sample_id, l.value, p.split FROM 'samples.parquet' s
-  JOIN 'labels/{task}.parquet' l USING (sample_id) JOIN 'splits/{scheme}.parquet' p USING (sample_id);
-```"""
-
-_PACKED = """\
-```python
-import numpy as np, polars as pl
-
-packed = pl.read_parquet("modalities/{name}.parquet")["x"]
-rows = np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(packed), -1)
-calls = (rows[:, :, None] >> np.array([0, 2, 4, 6], dtype=np.uint8) & 3).reshape(len(packed), -1)[:, :{size}]
-```"""
+_RECIPES = Path(__file__).with_name("recipes.md")
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
@@ -62,8 +37,21 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
     modalities = manifest.declared_modalities()
     mask = sum(1 << m.bit for m in modalities)
     names = " & ".join(m.name for m in modalities)
-    fill = {"mask": mask, "names": names, "first": modalities[0].name}
-    fill |= {"scheme": manifest.default_scheme, "task": manifest.labels[0]["name"]}
+    vectors = [m.name for m in modalities if m.kind == "vector"]
+    recipes = (
+        Environment(trim_blocks=True)
+        .from_string(_RECIPES.read_text(encoding="utf-8"))
+        .render(
+            mask=mask,
+            names=names,
+            first=modalities[0].name,
+            scheme=manifest.default_scheme,
+            task=manifest.labels[0]["name"],
+            vector=vectors[0] if vectors else "",
+            vectors=vectors,
+            packed=[(m.name, m.size) for m in modalities if m.encoding == "packed2"],
+        )
+    )
     declared = [
         (m.name, m.bit, m.kind, "×".join(map(str, m.shape)), m.dtype, e["rows"], m.encoder or "–", m.description)
         for m, e in zip(modalities, manifest.modalities, strict=True)
@@ -94,18 +82,8 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
         "## Splits",
         _table(("scheme", *PARTS, "method", "description"), splits),
         "## Reading the store",
-        "With polars:",
-        _POLARS.format(**fill),
-        "With DuckDB:",
-        _DUCKDB.format(**fill),
-        'With mrpipe: `mrpipe.open_store(".").arrays("' + modalities[0].name + '", part="train")`.',
+        recipes.strip(),
     ]
-    for m in modalities:
-        if m.encoding == "packed2":
-            parts += [
-                f"Genotypes of `{m.name}` (copies of A1; 3 = missing call):",
-                _PACKED.format(name=m.name, size=m.size),
-            ]
     if manifest.notes:
         parts += ["## Notes", "\n".join(f"- {markdown_text(n)}" for n in manifest.notes)]
     return "\n\n".join(parts) + "\n"
