@@ -66,7 +66,7 @@ class Model(torch.nn.Module):
     def forward(self, batch: DenseBatch) -> torch.Tensor:
         hidden = []
         for m, (name, part) in enumerate(self.parts.items()):
-            x = batch["values"][name]
+            x = batch[f"{name}.values"]
             h = part(x)[0][:, -1] if isinstance(part, torch.nn.GRU) else part(x.flatten(1))
             hidden.append(h * batch["observed"][:, m, None])
         return self.head(torch.stack(hidden).sum(0))
@@ -111,7 +111,7 @@ def epoch_times(path: Path, repeat: int) -> None:
 
     def trained_own(epoch: int) -> None:
         for index in order[epoch]:
-            step(train.__getitems__(place[index].tolist()))
+            step(train.__getitems__(place[index].tolist())[0])
 
     print(f"own process, training:          {best(trained_own, repeat):.3f} s")
     for workers in (0, 2):

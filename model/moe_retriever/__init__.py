@@ -1,6 +1,6 @@
 """MoE-Retriever and the methods it is compared with, trained from sealed feature stores alone."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moe_retriever.data.dataset import StoreDataset, StreamedStore
@@ -8,10 +8,9 @@ if TYPE_CHECKING:
 __all__ = ["StoreDataset", "StreamedStore"]
 
 
-def __getattr__(name: str) -> Any:
-    # Imported on first use, because the module imports torch.
-    if name in __all__:
-        import moe_retriever.data.dataset
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import moe_retriever.data.dataset as loaded  # on first use, because it imports torch
 
-        return getattr(moe_retriever.data.dataset, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(loaded, name)

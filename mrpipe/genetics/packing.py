@@ -82,7 +82,7 @@ def unpack_range(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np
     first = start // 4
     block = packed[:, first : -(-stop // 4), None] >> _SHIFTS
     block &= np.uint8(3)
-    return block.reshape(len(packed), -1)[:, start - 4 * first : stop - 4 * first]
+    return block.reshape(len(packed), block.shape[1] * 4)[:, start - 4 * first : stop - 4 * first]
 
 
 def copies(packed: NDArray[np.uint8], n_snps: int) -> NDArray[np.float32]:

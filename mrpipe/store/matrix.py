@@ -20,13 +20,12 @@ class Matrix:
     """Features of n labelled samples, in order of sample_id.
 
     Attributes:
-        x: (n, p) float32; NaN if a value is unknown or the sample lacks the modality. Categories are codes, in the
-            order of `levels` in the dictionary; genotypes are copies of A1. A sequence has the mean and the maximum of
-            each feature over its steps, and the logarithm of the number of steps.
+        x: (n, p) float32; NaN if a value is unknown or the sample lacks the modality. Categories are positions in
+            `levels` of the dictionary; genotypes are copies of A1. A sequence has the mean and the maximum of each
+            feature over its steps, and the logarithm of the number of steps.
         y: (n,) int64 class, or float64 target.
-        groups: (n,) subject_id; samples of a subject must stay together in a cross-validation.
-        names: p names, `modality.feature`.
-        sample_id: (n,) strings.
+        groups: (n,) subject_id, for a cross-validation that keeps the samples of a subject together.
+        names: p names, `modality.feature`; sample_id: (n,).
     """
 
     x: NDArray[np.float32]
@@ -36,68 +35,57 @@ class Matrix:
     sample_id: NDArray[np.str_]
 
 
-def _summary(arrays: "Arrays") -> NDArray[np.float32]:
-    """(n, 2 d + 1): mean and maximum of the known values over the steps, and the logarithm of the number of steps."""
-    assert arrays.offsets is not None
-    x, starts = arrays.x.astype(np.float32), arrays.offsets[:-1]
-    known = np.add.reduceat((~np.isnan(x)).astype(np.float32), starts)
-    total = np.add.reduceat(np.nan_to_num(x), starts)
-    mean = np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0)
-    steps = np.log(np.diff(arrays.offsets).astype(np.float32))
-    return np.concatenate([mean, np.fmax.reduceat(x, starts), steps[:, None]], axis=1)
-
-
 def _features(arrays: "Arrays", names: list[str]) -> tuple[NDArray[np.float32], list[str]]:
     """Columns of one modality and their names."""
-    modality = arrays.modality
-    if modality.kind == "sequence":
-        columns = [f"{name} {statistic}" for statistic in ("mean", "maximum") for name in names]
-        return _summary(arrays), [*columns, "log number of steps"]
-    if modality.encoding == "packed2":
-        return copies(arrays.x, modality.size), names
-    return arrays.x.astype(np.float32), names
+    if arrays.modality.encoding == "packed2":
+        return copies(arrays.x, arrays.modality.size), names
+    x = arrays.x.astype(np.float32)
+    if arrays.offsets is None:
+        return x, names
+    starts, known = arrays.offsets[:-1], ~np.isnan(x)
+    count, total = (np.add.reduceat(column, starts) for column in (known.astype(np.float32), np.where(known, x, 0)))
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    steps = np.log(np.diff(arrays.offsets).astype(np.float32))[:, None]
+    names = [*(f"{name} {statistic}" for statistic in ("mean", "maximum") for name in names), "log number of steps"]
+    return np.concatenate([mean, np.fmax.reduceat(x, starts), steps], axis=1), names
 
 
 def build_matrix(
-    store: "Store", modalities: Sequence[str] | None, part: str | None, split: str | None, task: str | None
+    store: "Store",
+    modalities: Sequence[str] | None = None,
+    part: str | None = None,
+    split: str | None = None,
+    task: str | None = None,
 ) -> Matrix:
-    """See `Store.matrix`.
+    """Labelled samples of a part of the scheme `split` (default: of the store) with one of the modalities (default: all).
 
     Raises:
-        UsageError: unknown names, modalities that are no table of numbers, or no labelled samples.
+        UsageError: unknown names, modalities of another kind, or no samples.
     """
-    unknown = sorted(set(modalities or ()) - set(store.bits))
-    if unknown:
-        raise UsageError(f"no modality {unknown[0]!r}; this store has {', '.join(store.bits)}")
-    dictionary = store.dictionary
+    dictionary, task_kind = store.dictionary, store.task(task).kind
     events = set(dictionary.filter(position=0, kind="event")["modality"])
     usable = [m.name for m in store.modalities if m.kind not in ("image", "volume") and m.name not in events]
-    chosen = [m.name for m in store.modalities if modalities is None or m.name in modalities]
+    chosen = [m.name for m in store.choose(modalities)]
     if wrong := [name for name in chosen if name not in usable]:
-        can = f"choose modalities among {', '.join(usable)}" if usable else "this store has no others"
-        raise UsageError(f"{', '.join(wrong)}: images, volumes and events have no feature matrix; {can}")
-    rows = [f"row_{name}" for name in chosen]
-    samples = store.samples().filter(pl.any_horizontal(pl.col(rows).is_not_null()))
+        able = ", ".join(usable) or "none"
+        raise UsageError(f"images, volumes and events have no matrix: {', '.join(wrong)}; modalities that have: {able}")
+    samples = store.samples().filter(pl.any_horizontal(pl.col(f"row_{name}").is_not_null() for name in chosen))
     samples = samples.join(store.labels(task), on="sample_id")
     if part is not None:
         samples = samples.join(store.split(split).filter(split=part), on="sample_id", how="semi")
-    frame = samples.sort("sample_id").select("sample_id", "subject_id", "value", *rows).collect()
+    frame = samples.sort("sample_id").collect()
     if frame.is_empty():
         raise UsageError(f"no labelled samples with {' or '.join(chosen)} in {part or 'the store'}")
     blocks, names = [], list[str]()
     for name in chosen:
-        row = frame[f"row_{name}"]
-        table = store.row_groups(name).take(row.drop_nulls().to_numpy().astype(np.int64))
-        own = dictionary.filter(modality=name).sort("position")["name"].to_list()
-        values, columns = _features(table, own)
-        block = np.full((len(frame), len(columns)), np.nan, dtype=np.float32)
-        block[row.is_not_null().to_numpy()] = values
-        blocks.append(block)
-        names += [f"{name}.{column}" for column in columns]
-    y: NDArray[np.int64] | NDArray[np.float64] = frame["value"].cast(pl.Float64).to_numpy()
+        row, own = frame[f"row_{name}"], dictionary.filter(modality=name).sort("position")["name"].to_list()
+        values, own = _features(store.arrays(name).take(row.drop_nulls().to_numpy().astype(np.int64)), own)
+        blocks.append(np.full((len(frame), len(own)), np.nan, dtype=np.float32))
+        blocks[-1][row.is_not_null().to_numpy()] = values
+        names += [f"{name}.{column}" for column in own]
     return Matrix(
         x=np.concatenate(blocks, axis=1),
-        y=y.astype(np.int64) if store.task(task).classes else y,
+        y=frame["value"].cast(pl.Int64 if task_kind == "classification" else pl.Float64).to_numpy(),
         groups=frame["subject_id"].to_numpy().astype(np.str_),
         names=tuple(names),
         sample_id=frame["sample_id"].to_numpy().astype(np.str_),

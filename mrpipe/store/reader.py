@@ -26,10 +26,10 @@ from mrpipe.store.integrity import hash_faults, other_faults, size_faults
 from mrpipe.store.invariants import find_breaches
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import RESTORE, Manifest, differences, read_manifest
+from mrpipe.store.matrix import build_matrix
 from mrpipe.store.splits import PARTS
 
 if TYPE_CHECKING:
-    from mrpipe.store.matrix import Matrix
     from mrpipe.transforms.fit import Transforms
 
 
@@ -66,34 +66,6 @@ class Arrays:
             modality=self.modality, sample_id=self.sample_id[rows], x=self.x[steps], offsets=offsets, time=time
         )
 
-    @staticmethod
-    def joined(parts: Sequence[Arrays]) -> Arrays:
-        """The rows of several arrays of one modality, one after the other."""
-        if len(parts) == 1:
-            return parts[0]
-        first, x = parts[0], np.concatenate([p.x for p in parts])
-        ids = np.concatenate([p.sample_id for p in parts])
-        if first.offsets is None:
-            return Arrays(modality=first.modality, sample_id=ids, x=x)
-        lengths = np.concatenate([np.diff(p.offsets) for p in parts if p.offsets is not None])
-        time = None if first.time is None else np.concatenate([p.time for p in parts if p.time is not None])
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return Arrays(modality=first.modality, sample_id=ids, x=x, offsets=offsets, time=time)
-
-    def padded(self, max_steps: int | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Sequences padded with zeros, (n, T, d), and their lengths (n,); longer sequences keep their last steps."""
-        if self.offsets is None:
-            raise UsageError(f"{self.modality.name} is not a sequence")
-        lengths = np.diff(self.offsets)
-        longest = int(lengths.max(initial=0))
-        n_steps = longest if max_steps is None else min(max_steps, longest)
-        kept = np.minimum(lengths, n_steps)
-        out = np.zeros((len(self), n_steps, self.x.shape[1]), dtype=self.x.dtype)
-        inside = np.arange(n_steps)[None, :] < kept[:, None]
-        source = (self.offsets[1:] - kept)[:, None] + np.arange(n_steps)[None, :]
-        out[inside] = self.x[source[inside]]
-        return out, kept
-
 
 def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     """Flat values; not copied if the column is one chunk without nulls."""
@@ -103,7 +75,7 @@ def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     return result
 
 
-def _read_arrays(path: Path, modality: Modality, group: int | None = None) -> Arrays:
+def _read_arrays(path: Path, modality: Modality, group: int | None) -> Arrays:
     """All rows of a table, or those of one row group."""
     if modality.encoding == "packed2":
         return _read_packed(path, modality, group)
@@ -123,8 +95,8 @@ def _read_arrays(path: Path, modality: Modality, group: int | None = None) -> Ar
 def _read_packed(path: Path, modality: Modality, group: int | None) -> Arrays:
     """Read packed genotypes (n, bytes) uint8 in blocks of rows, because the whole column would be in memory twice."""
     file = pq.ParquetFile(path, memory_map=True)
-    groups = range(file.metadata.num_row_groups) if group is None else [group]
     n_bytes = -(-modality.size // 4)
+    groups = range(file.metadata.num_row_groups) if group is None else [group]
     x = np.empty((sum(file.metadata.row_group(g).num_rows for g in groups), n_bytes), dtype=np.uint8)
     ids = [np.empty(0, dtype=np.str_)]
     done = 0
@@ -171,6 +143,11 @@ class Store:
             if modality.name == name:
                 return modality
         raise UsageError(f"no modality {name!r}; this store has {', '.join(self.bits)}")
+
+    def choose(self, names: Sequence[str] | None = None) -> tuple[Modality, ...]:
+        """Modalities by name, in bit order; default: all."""
+        chosen = self.modalities if names is None else [self._modality(name) for name in names]
+        return tuple(m for m in self.modalities if m in chosen)
 
     def task(self, name: str | None = None) -> Task:
         """A task by name, or the default task."""
@@ -239,51 +216,36 @@ class Store:
         Raises:
             DataError: another store took the place of this one after it was opened.
         """
-        modality = self._modality(name)
-        arrays = _read_arrays(self._paths.modality(name), modality)
+        arrays = self.row_group(name, None)
         if part is not None or split is not None:
-            arrays = arrays.take(self.rows(name, split=split, part=part))
-        self._require_unchanged()
+            arrays = arrays.take(self.rows(name, split, part))
         return arrays if transform is None else transform.apply(name, arrays)
 
-    def rows(
-        self, name: str, *, split: str | None = None, part: str | None = None, without: Sequence[str] = ()
-    ) -> NDArray[np.int64]:
-        """Rows of a modality's table that belong to a part of a split scheme, except those of samples `without`."""
-        if part not in (None, *PARTS):
-            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
-        frame = self.split(split)
-        chosen = frame if part is None else frame.filter(pl.col("split") == part)
-        samples = self.samples().filter(~pl.col("sample_id").is_in(list(without)))
-        rows = samples.join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
-        return np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64)
-
-    def _require_unchanged(self) -> None:
+    def row_group(self, name: str, number: int | None) -> Arrays:
+        """One row group of a modality's table, or all rows; see `row_group_starts`."""
+        arrays = _read_arrays(self._paths.modality(name), self._modality(name), number)
         if (found := read_manifest(self.path).store_id) != self.store_id:
             fix = "Another process replaced the store while it was read. Run the command again."
             raise DataError(Fault(file=str(self.path), expected=f"store {self.store_id}", found=found, fix=fix))
+        return arrays
 
-    def row_groups(self, name: str) -> RowGroups:
-        """The table of a modality, read by row group."""
-        return RowGroups(self, self._modality(name))
+    def row_group_starts(self, name: str) -> NDArray[np.int64]:
+        """First row of each row group of a modality's table, and the number of rows, (G + 1,)."""
+        meta = pq.read_metadata(self._paths.modality(name))
+        return np.cumsum([0, *(meta.row_group(g).num_rows for g in range(meta.num_row_groups))], dtype=np.int64)
 
-    def matrix(
-        self,
-        modalities: Sequence[str] | None = None,
-        part: str | None = None,
-        split: str | None = None,
-        task: str | None = None,
-    ) -> Matrix:
-        """Labelled samples as a feature matrix with NaN, for scikit-learn and the like; see `mrpipe.store.matrix`.
+    def rows(
+        self, name: str, split: str | None, part: str | None = None, without: Sequence[str] = ()
+    ) -> NDArray[np.int64]:
+        """Rows of a modality's table whose samples are in a part of a split, or in the split, and not in `without`."""
+        if part not in (None, *PARTS):
+            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
+        frame = self.split(split).filter(~pl.col("sample_id").is_in(without))
+        chosen = frame if part is None else frame.filter(pl.col("split") == part)
+        rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
+        return np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64)
 
-        Args:
-            modalities: default: all.
-            part: `train`, `val` or `test` of the scheme `split`; default: all labelled samples.
-            task: default: the first of the store.
-        """
-        from mrpipe.store.matrix import build_matrix
-
-        return build_matrix(self, modalities, part, split, task)
+    matrix = build_matrix
 
     def verify(self, *, deep: bool = False) -> None:
         """Verify the integrity of the store.
@@ -310,42 +272,6 @@ class Store:
                 expected = f"{actual}, as in the files"
                 breaches.append(Fault(file=place, column=column, expected=expected, found=found, fix=RESTORE))
         _raise(breaches)
-
-
-class RowGroups:
-    """Rows of one modality; in memory is the row group that was read last (about 32 MiB of values).
-
-    Attributes:
-        ends: (G,) row behind the last one of each row group.
-    """
-
-    def __init__(self, store: Store, modality: Modality):
-        self._store, self._modality = store, modality
-        self._path = StoreLayout(store.path).modality(modality.name)
-        with pq.ParquetFile(self._path) as file:
-            meta = file.metadata
-            self.ends = np.cumsum([meta.row_group(g).num_rows for g in range(meta.num_row_groups)], dtype=np.int64)
-        self._latest: tuple[int, Arrays] | None = None
-
-    def number(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row group of each row."""
-        return np.searchsorted(self.ends, rows, side="right")
-
-    def _read(self, group: int) -> Arrays:
-        if self._latest is None or self._latest[0] != group:
-            self._latest = None  # frees the memory before the next group is read
-            self._latest = group, _read_arrays(self._path, self._modality, group if len(self.ends) else None)
-            self._store._require_unchanged()
-        return self._latest[1]
-
-    def take(self, rows: NDArray[np.int64]) -> Arrays:
-        """Rows of the table, in increasing order."""
-        group = self.number(rows)
-        starts = np.concatenate([[0], self.ends])
-        # Without rows, any group has the right types.
-        needed = np.unique(group).tolist() or [self._latest[0] if self._latest else 0]
-        parts = [self._read(g).take(rows[group == g] - starts[g]) for g in needed]
-        return Arrays.joined(parts)
 
 
 def _raise(faults: Iterable[Fault]) -> None:

@@ -7,8 +7,9 @@ values as the mode; counts become TF-IDF reduced by a truncated SVD; pixels are 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.genetics.packing import LdOptions, copies
+from mrpipe.genetics.packing import LdOptions
 from mrpipe.options import non_default_fields, parse_options
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays, Store
@@ -41,12 +42,12 @@ class PixelTransform(Encoded):
     sd: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, modality: Modality, blocks: Iterable[Arrays]) -> Self:
-        """From blocks of rows, because all images may be larger than memory, and float64 copies of them even more."""
+    def fit(cls, modality: Modality, blocks: Iterable[NDArray[Any]]) -> Self:
+        """From blocks of rows: images may be larger than memory, and their float64 copies even more."""
         n_channels = modality.shape[0] if modality.kind == "image" else 1
         total, squares, n = np.zeros(n_channels), np.zeros(n_channels), np.zeros(n_channels)
-        for arrays in blocks:
-            block = arrays.x.reshape(-1, n_channels, modality.size // n_channels).astype(np.float64)
+        for rows in blocks:
+            block = rows.reshape(-1, n_channels, modality.size // n_channels).astype(np.float64)
             total += np.nansum(block, axis=(0, 2))
             squares += np.nansum(block**2, axis=(0, 2))
             n += (~np.isnan(block)).sum(axis=(0, 2))
@@ -63,28 +64,18 @@ class PixelTransform(Encoded):
         return modality.shape
 
 
-@dataclass(frozen=True)
-class AsStored(Encoded):
-    """The values of the store as float32, unknown ones NaN; genotypes are copies of A1. Nothing is fitted.
-
-    Attributes:
-        n_items: number of levels of events, otherwise 0.
-    """
-
-    kind = "as stored"
-    n_items: int = 0
-
-    def apply(self, arrays: Arrays) -> Arrays:
-        if arrays.modality.encoding != "packed2":
-            return replace(arrays, x=arrays.x.astype(np.float32))
-        return replace(arrays, x=copies(arrays.x, arrays.modality.size))
-
-    def shape(self, modality: Modality) -> tuple[int, ...]:
-        return modality.shape
+def _blocks(store: Store, name: str, rows: NDArray[np.int64], size: int = 64) -> Iterator[NDArray[Any]]:
+    """Values of the given rows, in increasing order and blocks of `size`; one row group is in memory."""
+    waiting: list[NDArray[Any]] = []
+    for group, (start, stop) in enumerate(pairwise(store.row_group_starts(name).tolist())):
+        x = np.concatenate([*waiting, store.row_group(name, group).x[rows[(rows >= start) & (rows < stop)] - start]])
+        last = len(x) if stop > rows[-1] else len(x) // size * size
+        yield from (x[i : min(i + size, last)] for i in range(0, last, size))
+        waiting = [x[last:].copy()]
 
 
-ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform | EventTransform | SummaryTransform | AsStored
-_ENCODED = (PixelTransform, GenotypeTransform, EventTransform, SummaryTransform, AsStored)
+ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform | EventTransform | SummaryTransform
+_ENCODED = (PixelTransform, GenotypeTransform, EventTransform, SummaryTransform)
 _TRANSFORMS: dict[str, Any] = {"features": FeatureTransform, **{c.kind: c for c in _ENCODED}}
 
 
@@ -178,35 +169,28 @@ def fit(
     for modality in store.modalities:
         if modalities is not None and modality.name not in modalities:
             continue
-        train_rows = store.rows(modality.name, split=scheme, part="train", without=without)
+        train_rows = store.rows(modality.name, scheme, "train", without)
         if len(train_rows) == 0:
             raise UsageError(f"{modality.name} has no rows in the training part of split {scheme!r}")
         if modality.kind in ("image", "volume"):
-            groups = store.row_groups(modality.name)
-            blocks = (groups.take(train_rows[start : start + 64]) for start in range(0, len(train_rows), 64))
-            fitted[modality.name] = pixels = PixelTransform.fit(modality, blocks)
-            shapes[modality.name] = pixels.shape(modality)
+            blocks = _blocks(store, modality.name, train_rows)
+            fitted[modality.name], shapes[modality.name] = PixelTransform.fit(modality, blocks), modality.shape
             continue
         train = store.arrays(modality.name).take(train_rows)
         if modality.encoding == "packed2":
             rows = dictionary.filter(modality=modality.name).sort("position")
-            transform: ModalityTransform = GenotypeTransform.fit(
-                train, rows, LdOptions(options.ld_window, options.ld_step, options.ld_r2)
-            )
+            pruning = LdOptions(options.ld_window, options.ld_step, options.ld_r2)
+            transform: ModalityTransform = GenotypeTransform.fit(train, rows, pruning)
         else:
             rows = dictionary.filter(modality=modality.name).sort("position")
             transform = (event_transform(rows) or FeatureTransform).fit(train, rows, options)
         fitted[modality.name] = transform
         shapes[modality.name] = transform.shape(modality)
-    return Transforms(store.store_id, scheme, fitted, shapes, options, {n: features_id(dictionary, n) for n in fitted})
+    features = {name: features_id(dictionary, name) for name in fitted}
+    return Transforms(store.store_id, scheme, fitted, shapes, options, features)
 
 
-def as_stored(store: Store, scheme: str | None = None, modalities: Sequence[str] | None = None) -> Transforms:
-    """Transforms that keep the values of the store; nothing is read but its dictionary."""
-    dictionary, fitted = store.dictionary, dict[str, ModalityTransform]()
-    chosen = [m for m in store.modalities if modalities is None or m.name in modalities]
-    for modality in chosen:
-        rows = dictionary.filter(modality=modality.name).sort("position")
-        fitted[modality.name] = AsStored(len(rows["levels"][0]) if event_transform(rows) is EventTransform else 0)
-    shapes = {m.name: m.shape for m in chosen}
-    return Transforms(store.store_id, scheme or store.manifest.default_scheme, fitted, shapes)
+def as_stored(store: Store) -> Transforms:
+    """No transforms: values are used as stored. `shapes` has the number of items of modalities that are events."""
+    levels = store.dictionary.filter(position=0, kind="event").select("modality", pl.col("levels").list.len())
+    return Transforms(store.store_id, store.manifest.default_scheme, {}, {name: (n,) for name, n in levels.rows()})

@@ -189,17 +189,6 @@ def test_take_keeps_the_steps_of_every_sequence(built: Path) -> None:
         np.testing.assert_array_equal(taken.time[new], series.time[old])
 
 
-def test_padding_keeps_the_last_steps(built: Path) -> None:
-    series = mrpipe.open_store(built).arrays("series")
-    padded, lengths = series.padded(max_steps=3)
-    assert padded.shape == (len(series), 3, 2)
-    for i in range(len(series)):
-        steps = series.x[series.offsets[i] : series.offsets[i + 1]][-3:]
-        assert lengths[i] == len(steps)
-        np.testing.assert_array_equal(padded[i, : len(steps)], steps)
-        assert (padded[i, len(steps) :] == 0).all()
-
-
 def test_numeric_columns_are_not_copied(built: Path) -> None:
     arrays = mrpipe.open_store(built).arrays("table")
     assert not arrays.x.flags.owndata

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_retriever.data.tables import Rows, padded, spans
+from moe_retriever.data.tables import Rows, spans
 from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.events import step_numbers
@@ -40,9 +40,9 @@ class EventTable:
     """Transformed events of one modality for the samples that have it."""
 
     def __init__(self, arrays: Arrays, n_items: int, device: torch.device):
-        assert arrays.time is not None
         assert arrays.offsets is not None
-        self.offsets, self.time = arrays.offsets, torch.from_numpy(np.array(arrays.time))
+        assert arrays.time is not None
+        self.offsets, self.time = arrays.offsets, arrays.time
         step, n_steps = step_numbers(arrays)
         self.n_items = n_items
         self.item = torch.from_numpy(arrays.x[:, 0].astype(np.int64)).to(device)
@@ -91,13 +91,6 @@ class EventTable:
         mean = (total / count.clamp_min(1)).view(len(rows), -1)
         share = count.view(len(rows), -1) / self._index(np.maximum(n_steps, 1)).to(count.dtype)[:, None]
         return torch.cat([mean, share], dim=1)
-
-    def dense(self, rows: Rows) -> dict[str, Tensor]:
-        starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
-        columns = {"values": self.value, "items": self.item, "times": self.time}
-        return {name: padded(x, starts, lengths) for name, x in columns.items()} | {
-            "lengths": torch.from_numpy(lengths)
-        }
 
 
 def corrupt_events(clean: Arrays, settings: Missingness) -> Arrays:

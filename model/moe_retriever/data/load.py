@@ -4,40 +4,41 @@ Legend: N samples, B samples of a batch, M modalities (in the store's bit order)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_retriever.data.event_table import EventTable, corrupt_events
-from moe_retriever.data.selection import Labels as Labels
-from moe_retriever.data.selection import Selection, select
 from moe_retriever.data.tables import (
     FeatureTable,
     GenotypeTable,
     ModalitySpec,
     PixelTable,
     Rows,
-    StoredTable,
     VectorTable,
     sequence_table,
 )
 from moe_retriever.metrics import convention_of, kinds_of
 from mrpipe import keyed
-from mrpipe.errors import UsageError
-from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt
+from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_masks
+from mrpipe.genetics.packing import copies
 from mrpipe.schema import Modality
 from mrpipe.store import masks
 from mrpipe.store.reader import Arrays, Store
-from mrpipe.store.splits import PARTS
+from mrpipe.store.splits import PARTS, grouped_stratified
 from mrpipe.transforms.events import EventTransform
 from mrpipe.transforms.features import FeatureTransform
-from mrpipe.transforms.fit import AsStored, PixelTransform, Transforms, fit
+from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.transforms.options import TransformOptions
+
+Labels = NDArray[np.int64] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,7 @@ class Data:
         n_without: number of samples removed because they have none of the chosen modalities, by split.
         fitted: the applied transforms.
         n_cut: number of validation samples cut from the training split, because the scheme has none.
+        settings: the simulated missingness.
     """
 
     spec: DataSpec
@@ -146,9 +148,15 @@ class Data:
     fitted: Transforms
     device: torch.device
     n_cut: int = 0
+    settings: Missingness | None = None
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    def take(self, index: Rows) -> "Data":
+        """The samples `index`, in increasing order, with the same tables."""
+        per_sample = ("sample_id", "subject_id", "keys", "observed", "row", "label", "part")
+        return replace(self, **{name: getattr(self, name)[index] for name in per_sample})
 
     def rows(self, part: str) -> Rows:
         """Labelled samples of a split, in order of sample_id."""
@@ -212,108 +220,37 @@ class Data:
 
 def _table(
     arrays: Arrays, m: Modality, fitted: Transforms, settings: Missingness | None, device: torch.device
-) -> FeatureTable:
-    """The table of rows of one modality, transformed."""
+) -> tuple[FeatureTable, tuple[int, ...]]:
+    """The table of rows of one modality, and the shape of one entry."""
     # Noise and dropped steps are applied after the transform; the other mechanisms are part of the masks.
     settings = settings or Missingness(p=0.0)
+    if not fitted.fitted:
+        if settings.mechanism in AT_LOAD:
+            raise UsageError(f"a mask of {settings.mechanism} changes transformed values, so it requires a transform")
+        packed = m.encoding == "packed2"
+        arrays = replace(arrays, x=copies(arrays.x, m.size) if packed else arrays.x.astype(np.float32))
+        if m.name in fitted.shapes:
+            return EventTable(arrays, fitted.shapes[m.name][0], device), fitted.shapes[m.name]
+        sequence = m.kind == "sequence"
+        return sequence_table(arrays, device, elapsed=False) if sequence else VectorTable(arrays.x, device), m.shape
     transform = fitted.fitted[m.name]
-    if isinstance(transform, AsStored):
-        return _stored_table(arrays, m, transform, settings, device)
     if isinstance(transform, GenotypeTransform):
-        return GenotypeTable(arrays.x, transform, device)
+        return GenotypeTable(arrays.x, transform, device), fitted.shapes[m.name]
     if isinstance(transform, PixelTransform):
         mean, sd = transform.mean, transform.sd
         if settings.mechanism in AT_LOAD:
             arrays = corrupt(fitted.apply(m.name, arrays), settings)
             mean, sd = np.zeros_like(mean), np.ones_like(sd)
-        return PixelTable(arrays.x, mean, sd, device, per_channel=m.kind == "image")
+        return PixelTable(arrays.x, mean, sd, device, per_channel=m.kind == "image"), m.shape
     raw, clean = arrays, fitted.apply(m.name, arrays)
     if isinstance(transform, EventTransform):
-        return EventTable(corrupt_events(clean, settings), transform.n_items, device)
+        return EventTable(corrupt_events(clean, settings), transform.n_items, device), (transform.n_items,)
     arrays = corrupt(clean, settings)
     if m.kind == "sequence":
-        return sequence_table(arrays, device)
+        table = sequence_table(arrays, device)
+        return table, (table.x.shape[1],)
     unknown = transform.unknown(raw) if isinstance(transform, FeatureTransform) else None
-    return VectorTable(arrays.x, device, unknown)
-
-
-def _stored_table(
-    arrays: Arrays, m: Modality, transform: AsStored, settings: Missingness, device: torch.device
-) -> FeatureTable:
-    if settings.mechanism in AT_LOAD:
-        raise UsageError(f"a mask of {settings.mechanism} changes transformed values, so it requires a transform")
-    if transform.n_items:
-        return EventTable(arrays, transform.n_items, device)
-    if m.kind == "sequence":
-        return sequence_table(arrays, device, elapsed=False)
-    if m.encoding == "packed2":
-        return GenotypeTable.as_stored(arrays.x, m.size, device)
-    return StoredTable(arrays.x, device)
-
-
-def spec_of(selection: Selection, fitted: Transforms, convention: str = "") -> DataSpec:
-    """Shapes of the transformed modalities, and the target."""
-    specs = []
-    for m in selection.modalities:
-        transform, kind, shape = fitted.fitted[m.name], str(m.kind), tuple(fitted.shapes[m.name])
-        if isinstance(transform, EventTransform) or (isinstance(transform, AsStored) and transform.n_items):
-            kind, shape = "events", (transform.n_items,)
-        elif m.irregular and not isinstance(transform, AsStored):
-            shape = (shape[0] + 1,)  # the column of `with_elapsed`
-        specs.append(ModalitySpec(name=m.name, kind=kind, shape=shape))
-    return DataSpec(
-        modalities=tuple(specs),
-        classes=selection.classes,
-        center=selection.center,
-        scale=selection.scale,
-        convention=convention,
-    )
-
-
-def assemble(
-    selection: Selection, spec: DataSpec, fitted: Transforms, read: Callable[[str, Rows], Arrays], device: torch.device
-) -> Data:
-    """The tensors of selected samples; `read` returns rows of a modality's table."""
-    row = np.full(selection.observed.shape, -1, dtype=np.int64)
-    tables = []
-    for column, m in enumerate(selection.modalities):
-        seen = selection.observed[:, column]
-        row[seen, column] = np.arange(seen.sum())
-        tables.append(_table(read(m.name, selection.rows(column)), m, fitted, selection.settings, device))
-    return Data(
-        spec=spec,
-        sample_id=selection.sample_id,
-        subject_id=selection.subject_id,
-        keys=keyed.id_keys(selection.sample_id),
-        observed=selection.observed,
-        row=row,
-        label=selection.label,
-        part=selection.part,
-        tables=tables,
-        n_without=selection.n_without,
-        fitted=fitted,
-        device=device,
-        n_cut=len(selection.cut),
-    )
-
-
-def fitted_for(
-    store: Store,
-    selection: Selection,
-    scheme: str | None,
-    transform: TransformOptions | None,
-    fitted: Transforms | None,
-) -> Transforms:
-    """Transforms for the selected samples: `fitted`, or fitted on the training samples.
-
-    Raises:
-        DataError: `fitted` are of a store with other features.
-    """
-    if fitted is None:
-        return fit(store, scheme, [m.name for m in selection.modalities], transform, without=selection.cut)
-    if fitted.store_id != store.store_id:
-        fitted.require_features(store)
-    return fitted
+    return VectorTable(arrays.x, device, unknown), fitted.shapes[m.name]
 
 
 def load(
@@ -326,8 +263,8 @@ def load(
     transform: TransformOptions | None = None,
     fitted: Transforms | None = None,
     trained: DataSpec | None = None,
-    part: str | None = None,
     device: torch.device | str = "cpu",
+    tables: bool = True,
 ) -> Data:
     """Read a store into tensors; without labelled validation samples, some training samples become validation samples.
 
@@ -339,18 +276,115 @@ def load(
         transform: options of transforms that are fitted here.
         fitted: transforms of the training store; default: fitted on the training samples.
         trained: specification of a trained method, to predict a store that may lack its labels and split.
-        part: only the labelled samples of this split; default: all samples.
+        tables: False: select samples and fit, and leave the tables to `with_tables`.
 
     Raises:
         UsageError: unknown names.
         DataError: the mask file belongs to another store or lacks samples.
     """
-    whole = select(store, task=task, scheme=scheme, modalities=modalities, mask_file=mask_file, trained=trained)
-    fitted = fitted_for(store, whole, scheme, transform, fitted)
+    chosen = store.choose(modalities)
+    label, names = _labels(store, task, trained)
+    samples = (
+        store.samples()
+        .select("sample_id", "subject_id", "modality_mask", *(f"row_{m.name}" for m in chosen))
+        .join(label, on="sample_id", how="left")
+        .join(_split(store, scheme, optional=trained is not None), on="sample_id", how="left")
+        .sort("sample_id")
+        .collect()
+    )
+    visible = samples["modality_mask"].to_numpy()
+    settings = None
+    if mask_file is not None:
+        frame, settings, store_id = read_masks(mask_file)
+        visible = visible & _aligned(frame, samples, store_id, store, mask_file)
+    observed = masks.unpack(visible, [m.bit for m in chosen])
+    part = np.select([samples["split"].fill_null("").to_numpy() == p for p in PARTS], range(len(PARTS)), -1)
+    keep: NDArray[np.bool_] = np.asarray(observed.any(axis=1))
+    without = {p: int((~keep & (part == i)).sum()) for i, p in enumerate(PARTS)} | {
+        "none": int((~keep & (part < 0)).sum())
+    }
+    samples, observed, part = samples.filter(pl.Series(keep)), observed[keep], part[keep]
+    cut: list[str] = []
+    known = samples["value"].is_not_null()
+    if trained is None and not (known.to_numpy() & (part == PARTS.index("val"))).any():
+        cut = _validation_of(samples.filter(known & pl.Series(part == PARTS.index("train"))), stratified=bool(names))
+        part = np.where(samples["sample_id"].is_in(cut), PARTS.index("val"), part)
+    if fitted is not None and fitted.store_id != store.store_id:
+        fitted.require_features(store)
+    fitted = fitted or fit(store, scheme, [m.name for m in chosen], transform, without=cut)
+    value, center, scale = samples["value"], 0.0, 1.0
+    label_of: Labels = value.cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64)
+    if not names:
+        label_of = value.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        known_train = label_of[(part == PARTS.index("train")) & ~np.isnan(label_of)]
+        if trained is not None:
+            center, scale = trained.center, trained.scale
+        elif len(known_train):
+            center, scale = float(known_train.mean()), float(known_train.std()) or 1.0
+    convention = convention_of(store.manifest.dataset, task or store.task().name)
+    declared = tuple(ModalitySpec(name=m.name, kind=m.kind, shape=m.shape) for m in chosen)
+    data = Data(
+        spec=DataSpec(modalities=declared, classes=names, center=center, scale=scale, convention=convention),
+        sample_id=samples["sample_id"].to_numpy().astype(np.str_),
+        subject_id=samples["subject_id"].to_numpy().astype(np.str_),
+        keys=keyed.id_keys(samples["sample_id"]),
+        observed=observed,
+        row=samples.select(pl.col(f"row_{m.name}").fill_null(-1).cast(pl.Int64) for m in chosen).to_numpy(),
+        label=label_of,
+        part=part.astype(np.int8),
+        tables=[],
+        n_without=without,
+        fitted=fitted,
+        device=torch.device(device),
+        n_cut=len(cut),
+        settings=settings,
+    )
+    return with_tables(data, store) if tables else data
 
-    def read(name: str, rows: Rows) -> Arrays:
-        arrays = store.arrays(name)
-        return arrays if np.array_equal(rows, np.arange(len(arrays))) else arrays.take(rows)
 
-    spec = spec_of(whole, fitted, convention_of(store.manifest.dataset, task or store.task().name))
-    return assemble(whole.of_part(part), spec, fitted, read, torch.device(device))
+def with_tables(data: Data, store: Store, read: Callable[[str, Rows], Arrays] | None = None) -> Data:
+    """Data whose `row` is that of the store's tables, with tables of the observed rows, which `read` returns."""
+    read = read or (lambda name, rows: store.arrays(name).take(rows))
+    row, tables, specs = np.full_like(data.row, -1), [], []
+    for column, m in enumerate(store.choose(data.spec.names)):
+        seen = data.observed[:, column]
+        row[seen, column] = np.arange(seen.sum())
+        table, shape = _table(read(m.name, data.row[seen, column]), m, data.fitted, data.settings, data.device)
+        tables.append(table)
+        kind = "events" if isinstance(table, EventTable) else m.kind
+        specs.append(ModalitySpec(name=m.name, kind=kind, shape=tuple(shape)))
+    return replace(data, spec=replace(data.spec, modalities=tuple(specs)), row=row, tables=tables)
+
+
+def _validation_of(train: pl.DataFrame, *, stratified: bool) -> list[str]:
+    """Ids of 15% of the labelled training samples: whole subjects, by class if any, the same for all methods."""
+    stratum = "value" if stratified else None
+    split = grouped_stratified(train, fractions=(0.85, 0.15, 0.0), seed=0, stratum=stratum)
+    return split.filter(split="val")["sample_id"].to_list()
+
+
+def _labels(store: Store, task: str | None, trained: DataSpec | None) -> tuple[pl.LazyFrame, tuple[str, ...]]:
+    """`sample_id, value` of a task, and its classes; no labels if a store to predict does not have the task."""
+    if trained is not None and not any(t.name == task and t.classes == trained.classes for t in store.tasks):
+        return pl.LazyFrame(schema={"sample_id": pl.String, "value": pl.Float64}), trained.classes
+    declared = store.task(task)
+    return store.labels(declared.name).select("sample_id", "value"), declared.classes
+
+
+def _split(store: Store, scheme: str | None, *, optional: bool) -> pl.LazyFrame:
+    if optional and scheme not in store.schemes:
+        return pl.LazyFrame(schema={"sample_id": pl.String, "split": pl.String})
+    return store.split(scheme).select("sample_id", "split")
+
+
+def _aligned(frame: pl.DataFrame, samples: pl.DataFrame, store_id: str, store: Store, path: Path) -> NDArray[np.uint16]:
+    """Masks of a mask file in the order of `samples`."""
+    fix = "Create the masks for this store with `mrpipe mask`."
+    if store_id != store.store_id:
+        raise DataError(Fault(file=path.name, expected=f"masks of store {store.store_id}", found=store_id, fix=fix))
+    joined = samples.select("sample_id").join(frame, on="sample_id", how="left", maintain_order="left")
+    column = joined["modality_mask"]
+    if column.null_count():
+        found = f"{column.null_count()} samples without a mask"
+        raise DataError(Fault(file=path.name, column="modality_mask", expected="every sample", found=found, fix=fix))
+    return column.to_numpy()

@@ -6,7 +6,7 @@ Legend: n rows, d features, p SNPs, S total steps of all rows.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mrpipe.errors import DataError, Fault
-from mrpipe.genetics.packing import MISSING, fill_missing, pack, take_snps
+from mrpipe.genetics.packing import fill_missing, pack, take_snps
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.genotypes import GenotypeTransform
 
@@ -50,10 +50,6 @@ class FeatureTable(Protocol):
         """Features (n, f) for models without an encoder."""
         ...
 
-    def dense(self, rows: Rows) -> dict[str, Tensor]:
-        """Tensors of the rows for any model, with padding; see `moe_retriever.data.dataset.DenseBatch`."""
-        ...
-
 
 def _host(rows: Rows, device: torch.device) -> Tensor:
     index = torch.from_numpy(np.ascontiguousarray(rows))
@@ -64,15 +60,6 @@ def spans(starts: Rows, lengths: Rows) -> Rows:
     """Concatenation of the ranges starts[i] .. starts[i] + lengths[i] − 1."""
     ends = np.cumsum(lengths)
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
-
-
-def padded(x: Tensor, starts: Rows, lengths: Rows) -> Tensor:
-    """(n, T, …): x[starts[i] : starts[i] + lengths[i]] for each row, then zeros; T is the greatest length, or 1."""
-    longest = int(lengths.max(initial=1))
-    out = x.new_zeros(len(lengths), longest, *x.shape[1:])
-    inside = torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None]).to(x.device)
-    out[inside] = x[_host(spans(starts, lengths), x.device)]
-    return out
 
 
 class VectorTable:
@@ -90,9 +77,6 @@ class VectorTable:
 
     pooled = gather
 
-    def dense(self, rows: Rows) -> dict[str, Tensor]:
-        return {"values": self.gather(rows)}
-
     def with_gaps(self, rows: Rows) -> Tensor:
         """The rows with NaN for unknown values."""
         x = self.gather(rows)
@@ -100,15 +84,12 @@ class VectorTable:
 
 
 class SequenceTable:
-    """Concatenated steps of all rows, (S, d) float32; batches are packed directly from them, without padding.
-
-    `time` (S,) are the times of the steps in the unit of the store, None if they are regular.
-    """
+    """Concatenated steps of all rows, (S, d) float32, and their times if irregular, (S,); batches are packed."""
 
     def __init__(
         self, x: NDArray[np.float32], offsets: Rows, device: torch.device, time: NDArray[np.float32] | None = None
     ):
-        self.time = None if time is None else torch.from_numpy(np.array(time))
+        self.time = time
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
         self.offsets = offsets
         self.lengths = np.diff(offsets)
@@ -142,11 +123,6 @@ class SequenceTable:
         largest = torch.segment_reduce(steps, "max", lengths=n)
         return torch.cat([mean, largest, n.to(steps.dtype).log()[:, None]], dim=1)
 
-    def dense(self, rows: Rows) -> dict[str, Tensor]:
-        starts, lengths = self.offsets[rows], self.lengths[rows]
-        times = {} if self.time is None else {"times": padded(self.time, starts, lengths)}
-        return {"values": padded(self.x, starts, lengths), "lengths": torch.from_numpy(lengths), **times}
-
 
 class PixelTable:
     """Images (n, C, H, W) or volumes (n, D, H, W) in the store's dtype; batches are standardised as (x − mean) / sd."""
@@ -167,27 +143,11 @@ class PixelTable:
         x = (raw.float() - self.mean) / self.sd
         return torch.nan_to_num(x) if raw.is_floating_point() else x
 
-    def dense(self, rows: Rows) -> dict[str, Tensor]:
-        return {"values": self.gather(rows)}
-
     def pooled(self, rows: Rows) -> Tensor:
         """Mean intensity on a coarse grid: 8 × 8 per channel, or 6 × 6 × 6."""
         x = self.gather(rows)
         image = x.ndim == 4 and len(self.mean.shape) > 1
         return (F.adaptive_avg_pool2d(x, 8) if image else F.adaptive_avg_pool3d(x.unsqueeze(1), 6)).flatten(1)
-
-
-class StoredTable(VectorTable):
-    """Vectors or pixels (n, …) in the dtype of the store; batches are float32, with NaN for unknown values."""
-
-    def __init__(self, x: Pixels, device: torch.device):
-        self.x, self.unknown = torch.from_numpy(np.array(x)).to(device), None
-
-    def gather(self, rows: Rows) -> Tensor:
-        return super().gather(rows).float()
-
-    def pooled(self, rows: Rows) -> Tensor:
-        return self.gather(rows).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -248,17 +208,6 @@ class GenotypeTable:
     def pooled(self, rows: Rows) -> Tensor:
         return self.gather(rows).values()
 
-    def dense(self, rows: Rows) -> dict[str, Tensor]:
-        return {"values": self.pooled(rows)}
-
-    @classmethod
-    def as_stored(cls, packed: NDArray[np.uint8], n_snps: int, device: torch.device) -> Self:
-        """All SNPs as copies of A1; missing calls are NaN."""
-        table = cls(packed, GenotypeTransform(np.full(n_snps, MISSING, dtype=np.uint8), np.arange(n_snps)), device)
-        copies = table._decode + 1
-        table._decode = copies.masked_fill(copies == MISSING, float("nan"))
-        return table
-
 
 def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:
     """Steps of a sequence; irregular sequences get the additional column log(1 + time since the previous step)."""
@@ -271,7 +220,7 @@ def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:
 
 
 def sequence_table(arrays: Arrays, device: torch.device, *, elapsed: bool = True) -> SequenceTable:
-    """The table of a sequence; `elapsed`: irregular steps get the column of `with_elapsed`.
+    """The table of a sequence; with `elapsed`, that of `with_elapsed`.
 
     Raises:
         DataError: an observed sequence without steps, which the store should not contain.
@@ -283,5 +232,4 @@ def sequence_table(arrays: Arrays, device: torch.device, *, elapsed: bool = True
         expected = "at least one step in an observed sequence"
         fix = "Remove the row: a sample with an empty sequence lacks the modality."
         raise DataError(Fault(file=file, column="length", row=row, expected=expected, found=found, fix=fix))
-    x = with_elapsed(arrays) if elapsed else arrays.x
-    return SequenceTable(x, arrays.offsets, device, arrays.time)
+    return SequenceTable(with_elapsed(arrays) if elapsed else arrays.x, arrays.offsets, device, arrays.time)
