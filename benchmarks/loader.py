@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,11 @@ def own_batches(data: Data, epoch: int) -> Iterator[tuple[dict[str, torch.Tensor
 
 def walk(loader: DataLoader[DenseBatch]) -> int:
     return sum(len(batch["index"]) for batch in loader)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The simulated dataset has no options."""
 
 
 class Model(torch.nn.Module):
@@ -185,8 +191,8 @@ def simulated(folder: Path, gigabytes: float) -> Path:
         citation="none",
         licence="none",
         provider="benchmarks/loader.py",
-        options=type("Options", (), {}),
-        simulation=type("Simulation", (), {}),
+        options=NoOptions,
+        simulation=NoOptions,
         modalities={
             "volume": reader("volume", 0, "volume", SHAPE, 1),
             "table": reader("table", 1, "vector", (WIDTH,), 2),

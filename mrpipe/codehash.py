@@ -23,7 +23,7 @@ from mrpipe.plugins import plugin_packages
 # Folder of the project's packages: a checkout, in which moe_retriever is in model/, or site-packages.
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {"mrpipe": ("",), "moe_retriever": ("model", "")}
-_DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|md|html|css|svg)")
+_DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg)")
 
 
 @cache

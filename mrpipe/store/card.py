@@ -1,4 +1,4 @@
-"""The data card: the README.md of a store, rendered from its manifest by the template card.md."""
+"""The data card: the README.md of a store, rendered from its manifest by the template card.txt."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def render_card(dataset: Dataset, manifest: Manifest, root: Path) -> str:
     if hidden := manifest.origin != "simulated" and manifest.count is not int:
         attrition = attrition.with_columns(rounded(pl.col("n_before", "n_after")))
     modalities = manifest.declared_modalities()
-    return _MARKDOWN.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8")).render(
+    return _MARKDOWN.from_string(Path(__file__).with_name("card.txt").read_text(encoding="utf-8")).render(
         m=manifest,
         dataset=dataset,
         modalities=[(m, entry["rows"]) for m, entry in zip(modalities, manifest.modalities, strict=True)],

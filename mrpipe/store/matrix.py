@@ -57,7 +57,7 @@ def build_matrix(
     split: str | None = None,
     task: str | None = None,
 ) -> Matrix:
-    """Labelled samples of a part of the scheme `split` (default: of the store) with one of the modalities (default: all).
+    """Labelled samples of a part of the scheme `split` (default: all) with one of the modalities (default: all).
 
     Raises:
         UsageError: unknown names, modalities of another kind, or no samples.

@@ -44,8 +44,7 @@ def _dense(table: FeatureTable, rows: Rows) -> DenseBatch:
         return {"values": values.values() if isinstance(values, Genotypes) else torch.as_tensor(values)}
     lengths = np.diff(table.offsets)[rows]
     flat = spans(table.offsets[rows], lengths)
-    events = isinstance(table, EventTable)
-    columns = {"values": table.value, "items": table.item} if events else {"values": table.x}
+    columns = {"values": table.x} if isinstance(table, SequenceTable) else {"values": table.value, "items": table.item}
     seen = {name: x[torch.from_numpy(flat)] for name, x in columns.items()}
     seen |= {} if table.time is None else {"times": torch.from_numpy(table.time[flat])}
     inside = torch.from_numpy(np.arange(lengths.max(initial=1))[None, :] < lengths[:, None])
