@@ -80,7 +80,13 @@ def unpack_range(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np
     first = start // 4
     block = packed[:, first : -(-stop // 4), None] >> _SHIFTS
     block &= np.uint8(3)
-    return block.reshape(len(packed), -1)[:, start - 4 * first : stop - 4 * first]
+    return block.reshape(len(packed), block.shape[1] * 4)[:, start - 4 * first : stop - 4 * first]
+
+
+def copies(packed: NDArray[np.uint8], n_snps: int) -> NDArray[np.float32]:
+    """(n, n_snps) copies of A1; NaN for missing calls."""
+    calls = unpack_range(packed, 0, n_snps)
+    return np.where(calls == MISSING, np.float32("nan"), calls.astype(np.float32))
 
 
 def call_counts(packed: NDArray[np.uint8], n_snps: int, *, block: int = 4096) -> NDArray[np.int64]:
