@@ -16,7 +16,9 @@ def test_from_a_laptop_to_slurm(cluster: Cluster, tmp_path: Path) -> None:
     tutorial = Tutorial(tmp_path / "here")
 
     def without_accounting(block: str) -> str:
-        return block.replace("grep SITE", "sed -i 's/^# slurm-status/slurm-status/' slurm/profile.v9+.yaml\ngrep SITE")
+        """The copy of the profile for this cluster, and for jobs of seconds."""
+        settings = "slurm-status-command: squeue\nslurm-init-seconds-before-status-checks: 1\n"
+        return block.replace("grep SITE", f"printf '{settings}' >> slurm/profile.v9+.yaml\ngrep SITE")
 
     tutorial.run("slurm.md", change=without_accounting)
     submitted = [job for job in cluster.jobs() if job.id not in before]

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tests.conftest import real_data_folder
-from tests.docs.tutorial import Tutorial
+from tests.docs.tutorial import Tutorial, check_output
 
 LIMIT_S = 120
 
@@ -23,6 +23,14 @@ def finish(tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\n{tutorial.folder.name}: {tutorial.seconds:.0f} s on two cores")
     assert tutorial.seconds < LIMIT_S
+
+
+def test_output_is_compared_loosely() -> None:
+    printed = "│ accuracy │ 0.7167 │\nother\nsealed: fd53484bb0dc089e\n"
+    check_output("accuracy 0.5\n...\nsealed: 221e625b5d059fac\n", printed)
+    for wrong in ("sealed: 221e625b5d059fac\naccuracy 0.5\n", "AUROC 0.5\n", "accuracy undefined\n", "other 3\n"):
+        with pytest.raises(AssertionError, match="not printed"):
+            check_output(wrong, printed)
 
 
 def test_your_hospitals_tables(tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) -> None:
