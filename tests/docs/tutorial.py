@@ -10,7 +10,7 @@ import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,8 +68,8 @@ class Tutorial:
             **self.environment,
         }
 
-    def run(self, page: str, *, skip: Collection[str] = (), change: Callable[[str], str] = str) -> None:
-        """Run the blocks of a page, except those with a title in `skip`; `change` adapts a block before it is run.
+    def run(self, page: str, *, skip: Collection[str] = ()) -> None:
+        """Run the blocks of a page, except those with a title in `skip`.
 
         Raises:
             AssertionError: a block that ends with another status, or prints other lines, than the page shows.
@@ -84,11 +84,12 @@ class Tutorial:
                 file.write_text(block.content, encoding="utf-8")
             elif block.language in ("bash", "python"):
                 last = number
-                self.printed[number] = self._execute(block, change(block.content))
+                self.printed[number] = self._execute(block)
             elif block.language == "text" and last is not None:
                 check_output(block.content, self.printed[last])
 
-    def _execute(self, block: Block, content: str) -> str:
+    def _execute(self, block: Block) -> str:
+        content = block.content
         before = _cpu_seconds()
         call = ["bash", "-e", "-c", content] if block.language == "bash" else [sys.executable, "-c", content]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
