@@ -65,11 +65,11 @@ def test_the_sentences_come_first_and_the_path_of_the_report_last(
     for folder in (report, suite):
         folder.mkdir(parents=True)
         (folder / "index.html").touch()
-        (folder / "answer.md").write_text("- [bold] MoE-Retriever is 2.8 points behind.\n\n| method |\n|---|\n")
+        (folder / "answer.md").write_text("* [bold] MoE-Retriever is 2.8 points behind.\n\n| method |\n|---|\n")
     pl.DataFrame([run(0.5)]).write_csv(report / "results.csv")
     print_summary(tmp_path, [report])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["- [bold] MoE-Retriever is 2.8 points behind.", ""]
+    assert lines[:2] == ["* [bold] MoE-Retriever is 2.8 points behind.", ""]
     assert lines[2].startswith("mosi (simulated")
     assert lines[-1].split(maxsplit=1) == ["report", str(report / "index.html")]
     print_summary(tmp_path, [suite])

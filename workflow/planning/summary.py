@@ -31,7 +31,7 @@ def print_summary(results: Path, reports: Collection[Path] | None = None) -> Non
         answer = folder / "answer.md"  # its sentences are a list, followed by tables; a suite's are printed as well
         text = answer.read_text(encoding="utf-8").strip() if answer.is_file() else ""
         if folder == scores.parent:
-            text = "\n".join(line for line in text.splitlines() if line.startswith("- "))
+            text = "\n".join(line for line in text.splitlines() if line.startswith("* "))
         if text:
             console.print(f"{text}\n", markup=False, highlight=False)
     if scores.is_file() and scores.parent in reports:
