@@ -144,7 +144,10 @@ def simulated(folder: Path, gigabytes: float) -> Path:
 
     def cohort(raw: Path, options: object) -> Cohort:
         samples = pl.DataFrame({"sample_id": [f"s{i:07d}" for i in range(n)]})
-        samples = samples.with_columns(subject_id="sample_id", fold=pl.lit("train"))
+        samples = samples.with_columns(
+            subject_id="sample_id",
+            fold=pl.when(pl.int_range(n) % 100 > 1).then(pl.lit("train")).otherwise(pl.lit("test")),
+        )
         label = samples.select("sample_id", (pl.int_range(n) % 2).alias("value"))
         return Cohort(samples=samples, labels={"outcome": label}, attrition=Attrition(n).frame())
 

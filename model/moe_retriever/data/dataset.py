@@ -30,6 +30,7 @@ from moe_retriever.data.tables import FeatureTable, Genotypes, Rows, SequenceTab
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.store.reader import Arrays, Store, open_store
+from mrpipe.store.splits import PARTS
 from mrpipe.transforms.events import changes
 from mrpipe.transforms.fit import Transforms, as_stored
 from mrpipe.transforms.options import TransformOptions
@@ -96,6 +97,8 @@ class _Samples:
     ):
         if isinstance(transform, str) and transform != "train":
             raise UsageError(f"transform={transform!r}: expected 'train', None, TransformOptions or fitted Transforms")
+        if part not in (None, "all", *PARTS):
+            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
         self.store = store if isinstance(store, Store) else open_store(store)
         options = transform if isinstance(transform, TransformOptions) else None
         fitted = transform if isinstance(transform, Transforms) else None if transform else as_stored(self.store)
