@@ -72,7 +72,7 @@ class BinaryRun:
         if self.validation is not None:
             event, x = self.validation[0].astype(np.int64), logit(self.validation[1])
             temperature = fit_temperature(event, np.stack([np.zeros_like(x), x], axis=1))
-            found["temperature-scaled"] = expit(logit(self.probability) / temperature)
+            found["temperature-scaled"] = expit(np.clip(logit(self.probability) / temperature, -27, 27))
         return found
 
 

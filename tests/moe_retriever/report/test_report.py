@@ -152,8 +152,9 @@ def test_the_page_has_all_sections(page: Path) -> None:
     for heading in ("Modality combinations", "Cohort selection", "Data dictionary", "Leakage audit", "References"):
         assert heading in text
     assert SUITE.replace('id="', 'id="suite-') in text
-    # Three of the experiment (combinations, learning curves, routing), two of the store, one of the suite.
-    assert len(re.findall("<svg", text)) == 6
+    # Three of the experiment (combinations, learning curves, routing) and four of its clinical performance, two of the
+    # store, one of the suite.
+    assert len(re.findall("<svg", text)) == 10
 
 
 def test_simulated_data_are_announced_at_the_top(page: Path) -> None:
@@ -248,8 +249,9 @@ def test_a_page_with_many_experiments_stays_small(
         (many[-1] / "metrics.json").write_text(json.dumps(metrics))
     write_report(Inputs(runs=many, stores=[store.path]), tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
-    assert len(re.findall('<table class="results">', text)) == 60
-    assert len(re.findall("<svg", text)) == 5
+    # All scores, and figures and clinical performance (three tables, four figures) of the first experiment.
+    assert len(re.findall('<table class="results">', text)) == 60 + 3
+    assert len(re.findall("<svg", text)) == 5 + 4
     assert len(text) < 1.5e6
     assert f"and {60 - cautions.MOST_PLACES} more" in text
 
