@@ -259,9 +259,9 @@ class Dataset:
 
 
 class Attrition:
-    """Builder of the attrition table: an initial count, then one `step` per exclusion, with its reason."""
+    """Builder of the attrition table: what was assessed, then one `step` per exclusion, with the reason for it."""
 
-    def __init__(self, n_start: int, reason: str = "in the export"):
+    def __init__(self, n_start: int, reason: str = "samples in the export"):
         self._rows: list[tuple[int, str, int, int]] = [(0, reason, n_start, n_start)]
 
     def step(self, reason: str, n_after: int) -> None:
@@ -269,3 +269,13 @@ class Attrition:
 
     def frame(self) -> pl.DataFrame:
         return pl.DataFrame(self._rows, schema=ATTRITION_SCHEMA, orient="row")
+
+
+def flow_lines(attrition: pl.DataFrame) -> list[str]:
+    """The steps of an attrition table (`step, reason, n_before, n_after`) in the words of a CONSORT diagram."""
+    return [
+        f"excluded: {reason}, n = {before - after:,}; remaining {after:,}"
+        if step
+        else f"assessed: {reason}, n = {after:,}"
+        for step, reason, before, after in attrition.select("step", "reason", "n_before", "n_after").iter_rows()
+    ]

@@ -48,6 +48,14 @@ def catalogue() -> list[MethodEntry]:
     return entries
 
 
+@cache
+def method_title(label: str) -> str:
+    """A method, or a label that begins with one (`dymo [select=none]`), with its displayed name."""
+    name, space, rest = label.partition(" ")
+    title = _texts_of(name).get("title") if name in names() else None
+    return f"{title or name.replace('_', ' ')}{space}{rest}"
+
+
 def gradient_steps(name: str) -> bool:
     """Whether a method is trained with gradient steps: unless its own class has `gradient = False`."""
     return bool(_texts_of(name).get("gradient", True))

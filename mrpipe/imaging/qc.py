@@ -1,5 +1,6 @@
 """Quality control of processed scans: pictures, contact sheets, outliers."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,13 +8,20 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+
+from mrpipe.constants import constants
 
 if TYPE_CHECKING:
     from mrpipe.imaging.chain import ChainResult
 
-PANEL = 144
-CAPTION = 14
+# Displayed names of the measures of a scan.
+MEASURES: dict[str, str] = constants(__file__, "measures.json")
+# Sizes in pixels: a panel of a picture, its heading, and on a contact sheet the lines of a caption and a whole scan.
+PANEL, CAPTION = 144, 16
+LINE, MAX_LINES = 15, 4
+SHEET_ROW = 3 * PANEL // 2 + MAX_LINES * LINE + 6
+FONT = ImageFont.load_default(12)
 Colour = tuple[int, int, int]
 RED, YELLOW = (255, 70, 70), (255, 210, 60)
 
@@ -71,7 +79,7 @@ def _column(
     )
 
 
-def scan_picture(done: "ChainResult", template_t1: Path, path: Path) -> None:
+def scan_picture(done: "ChainResult", volumes: dict[str, NDArray[np.float32]], template_t1: Path, path: Path) -> None:
     """Write nine panels, by row sagittal, coronal and axial, by column the scan with outlines of brain (red) and grey
     matter (yellow), the scan in template space with the outline of the template (red), and the grey-matter map.
     """
@@ -80,8 +88,8 @@ def scan_picture(done: "ChainResult", template_t1: Path, path: Path) -> None:
     turned = nib.as_closest_canonical(loaded)
     turn = nib.orientations.io_orientation(loaded.affine)
     template = np.asarray(turned.dataobj, dtype=np.float32)
-    t1, gm = (nib.orientations.apply_orientation(v, turn) for v in (done.t1, done.gm))
-    head, brain, grey = (done.native[k] for k in ("head", "brain", "gm"))
+    t1, gm = (nib.orientations.apply_orientation(v, turn) for v in (volumes["t1"], done.gm))
+    head, brain, grey = (volumes[k] for k in ("head", "brain", "grey"))
     native, space = _centre(brain > 0), _centre(template > 0)
     columns = [
         _column(head, native, [(brain, RED), (grey, YELLOW)]),
@@ -92,29 +100,32 @@ def scan_picture(done: "ChainResult", template_t1: Path, path: Path) -> None:
     image = Image.new("RGB", (picture.shape[1], picture.shape[0] + CAPTION))
     image.paste(Image.fromarray(picture), (0, CAPTION))
     n = done.numbers
-    text = f"GM {n['gm_ml']:.0f} ml   overlap {n['overlap']:.3f}   ncc {n['ncc']:.3f}   mass {n['mass_ratio']:.3f}"
-    ImageDraw.Draw(image).text((4, 1), text, fill=(255, 255, 255))
+    text = f"grey matter {n['gm_ml']:.0f} ml, overlap with the template {n['overlap']:.2f}, correlation {n['ncc']:.2f}"
+    ImageDraw.Draw(image).text((4, 1), text, fill=(255, 255, 255), font=FONT)
     image.save(path, format="PNG", optimize=False)
 
 
 def contact_sheet(pictures: Sequence[Path], captions: Sequence[str], path: Path, *, columns: int = 4) -> None:
-    """Write one picture of many scans, each at half size with its caption, which must not identify the subject."""
+    """Write one picture of many scans, each at half size below its caption, which must not identify the subject."""
     opened = [Image.open(p).convert("RGB") for p in pictures]
-    width, height = opened[0].width // 2, opened[0].height // 2
+    width, height = 3 * PANEL // 2, 3 * PANEL // 2
     rows = -(-len(opened) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * (height + CAPTION)), (20, 20, 20))
+    sheet = Image.new("RGB", (columns * width, rows * SHEET_ROW), (20, 20, 20))
     draw = ImageDraw.Draw(sheet)
     for i, (image, caption) in enumerate(zip(opened, captions, strict=True)):
-        left, top = (i % columns) * width, (i // columns) * (height + CAPTION)
-        draw.text((left + 4, top + 1), caption, fill=(255, 255, 255))
-        sheet.paste(image.resize((width, height), Image.Resampling.BILINEAR), (left, top + CAPTION))
+        left, bottom = (i % columns) * width, (i // columns + 1) * SHEET_ROW
+        lines = textwrap.wrap(caption, 36, max_lines=MAX_LINES, placeholder=" …")
+        for number, line in enumerate(reversed(lines), 1):
+            draw.text((left + 4, bottom - height - number * LINE - 2), line, fill=(255, 255, 255), font=FONT)
+        panels = image.crop((0, image.height - 3 * PANEL, 3 * PANEL, image.height))
+        sheet.paste(panels.resize((width, height), Image.Resampling.BILINEAR), (left, bottom - height))
     sheet.save(path, format="PNG")
 
 
 def note_picture(text: str, path: Path) -> None:
     """Write a picture that contains only a text, as a placeholder."""
     image = Image.new("RGB", (480, 2 * CAPTION), (20, 20, 20))
-    ImageDraw.Draw(image).text((4, 8), text, fill=(255, 255, 255))
+    ImageDraw.Draw(image).text((4, 8), text, fill=(255, 255, 255), font=FONT)
     image.save(path, format="PNG")
 
 
@@ -126,6 +137,11 @@ def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     median = np.median(known)
     spread = 1.4826 * np.median(np.abs(known - median))
     return np.where(np.isnan(values), np.nan, (values - median) / spread if spread > 0 else 0.0)
+
+
+def measures_titled(names: str | None) -> str:
+    """Names of measures, joined by commas, as displayed."""
+    return ", ".join(MEASURES.get(name, name) for name in (names or "").split(", "))
 
 
 def outliers(columns: dict[str, NDArray[np.float64]]) -> list[str]:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mrpipe.privacy import printable
+from mrpipe.schema import flow_lines
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 
@@ -43,10 +44,10 @@ def show(store: Store, console: Console | None = None) -> None:
     shares = ((name, n, n / m.n_samples) for name, n in m.pattern_counts.items())
     bars = [(name, n, f"{share:.1%}", "█" * max(1, round(30 * share))) for name, n, share in shares]
     _print_table(console, "\nCombinations", ("modalities", "samples", "share", ""), bars)
-    _print_table(console, "\nCohort flow", ("step", "reason", "before", "after"), store.attrition.iter_rows())
-    if len(lost := store.losses.filter(pl.col("step") > 0).drop("step")):
-        of_lost = ("modality", "reason", "before", "after")
-        _print_table(console, "\nExcluded from one modality", of_lost, lost.iter_rows())
+    _print_table(console, "\nCohort flow", (), ([line] for line in flow_lines(store.attrition)))
+    losses = [(x.name, flow_lines(store.losses.filter(modality=x.name))) for x in store.modalities]
+    if lost := [(name, line) for name, lines in losses if len(lines) > 1 for line in lines]:
+        _print_table(console, "\nLosses of single modalities", ("modality", ""), lost)
     labels = [(t["name"], t["kind"], ", ".join(t["classes"]) or "–", t["rows"]) for t in m.labels]
     _print_table(console, "\nLabels", ("task", "kind", "classes", "labelled"), labels)
     splits = [(s["scheme"], *(s["counts"].get(p, 0) for p in PARTS), s["method"]) for s in m.splits]

@@ -1,7 +1,6 @@
-"""Summary printed at the end of a workflow run: test scores, and the paths of the stores and the report."""
+"""Summary printed at the end of a workflow run: the answer, scores, and the paths of the stores and the reports."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -9,8 +8,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.metrics import METRIC
-from moe_retriever.suites.published import hidden_text
+from moe_retriever.suites.published import dataset_title, missingness_from_text, task_title
 from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import open_store
 
@@ -18,11 +18,23 @@ SHOWN = ("accuracy", "macro_f1", "auroc", "mae", "corr")
 EXPERIMENT = ["dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness"]
 
 
-def print_summary(results: Path) -> None:
-    """Print the contents of a results folder, skipping whatever has not been built."""
+def print_summary(results: Path, reports: Collection[Path] | None = None) -> None:
+    """Print the contents of a results folder, skipping whatever has not been built.
+
+    Args:
+        reports: folders of the requested reports; default: that of the configuration.
+    """
     console = Console(soft_wrap=True)
-    scores, page = results / "report" / "results.csv", results / "report" / "index.html"
-    if scores.is_file():
+    reports = [results / "report"] if reports is None else reports
+    scores = results / "report" / "results.csv"
+    for folder in reports:
+        answer = folder / "answer.md"  # its sentences are a list, followed by tables; a suite's are printed as well
+        text = answer.read_text(encoding="utf-8").strip() if answer.is_file() else ""
+        if folder == scores.parent:
+            text = "\n".join(line for line in text.splitlines() if line.startswith("- "))
+        if text:
+            console.print(f"{text}\n", markup=False, highlight=False)
+    if scores.is_file() and scores.parent in reports:
         numbers = dict.fromkeys(("value", "hidden"), pl.Float64)
         # Without runs the file has only a header, from which types cannot be inferred.
         frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, **numbers})
@@ -38,8 +50,9 @@ def print_summary(results: Path) -> None:
             continue
         kind = f"{store.manifest.n_samples} samples, {store.manifest.origin}, {store.store_id}"
         console.print(f"store   {manifest.parent}  ({kind})", highlight=False)
-    if page.is_file():
-        console.print(f"report  {page}", highlight=False)
+    for page in (folder / "index.html" for folder in reports):
+        if page.is_file():
+            console.print(f"report  {page}", highlight=False, markup=False)
 
 
 def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
@@ -51,16 +64,18 @@ def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
     overall = scores.filter(by="all")
     for key, experiment in overall.group_by(*EXPERIMENT, maintain_order=True):
         dataset, store_id, origin, task, scheme, modalities, missingness = key
-        data = f"{dataset} ({origin}, {store_id}, {scheme} split)"
-        hidden = hidden_text(fmean(rates) if (rates := experiment["hidden"].drop_nulls().to_list()) else None)
-        title = f"{data}: {task} from {modalities}, {missingness}{hidden}, n = {experiment['n'][0]}"
+        data = f"{dataset_title(dataset)} ({origin}, store {store_id}, {scheme} split)"
+        rates = experiment["hidden"].drop_nulls().to_list()
+        missing = missingness_from_text(missingness, fmean(rates) if rates else None)
+        task = f"{task_title(task)} from {modalities.replace('+', ' + ')}"
+        title = f"{data}: {task}, {missing}, n = {experiment['n'][0]}"
         table = Table(title=title, title_justify="left")
         shown = [m for m in SHOWN if m in experiment["metric"]]
         for name in ("method", "seeds", *(METRIC[m].titled.replace(" (%)", " %") for m in shown)):
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for (method,), runs in experiment.group_by("method", maintain_order=True):
             seeds = str(runs["seed"].n_unique())
-            table.add_row(str(method), seeds, *(_cell(runs.filter(metric=m)["value"], m) for m in shown))
+            table.add_row(method_title(method), seeds, *(_cell(runs.filter(metric=m)["value"], m) for m in shown))
         yield table
 
 
@@ -70,7 +85,3 @@ def _cell(values: pl.Series, metric: str) -> str:
         return "–"
     digits = 1 if METRIC[metric].percent else 3
     return f"{fmean(known):.{digits}f}" + (f" ± {stdev(known):.{digits}f}" if len(known) > 1 else "")
-
-
-if __name__ == "__main__":
-    print_summary(Path(sys.argv[1]))

@@ -17,6 +17,7 @@ rule report_page:
             labels={"what": "all scores, one row a run, group and metric"},
             caption="../report/results.rst",
         ),
+        answer="<results>/report/answer.md",
         # The number of figures is not known in advance. Routing figures also appear in Snakemake's report.
         figures=report(
             directory("<results>/report/figures"),
@@ -31,7 +32,6 @@ rule report_page:
         "<benchmarks>/report.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="1h",
@@ -63,13 +63,13 @@ rule suite_report:
             labels={"what": "report of {suite}"},
             caption="../report/results.rst",
         ),
+        answer="<results>/suites/{suite}/report/answer.md",
     log:
         "<logs>/suites/{suite}_report.log",
     benchmark:
         "<benchmarks>/suites/{suite}_report.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="1h",

@@ -49,7 +49,6 @@ def _add_machine(parser: ArgumentParser) -> None:
     parser.add_argument("--threads", type=at_least(1), default=1, help=threads)
     kernels = "implementation of experts and recurrences on a CPU; plain: standard torch operations"
     parser.add_argument("--kernels", default="fast", choices=("fast", "plain"), help=kernels)
-    parser.add_argument("--quiet", action="store_true", help="do not print progress")
 
 
 def _add_assignments(parser: ArgumentParser, flag: str, help: str) -> None:

@@ -94,6 +94,7 @@ class Method(nn.Module, Generic[O_co]):
 
     Class attributes:
         name: equals the module's name.
+        title: displayed name in tables and figures; by default the name, with spaces for underscores.
         summary, paper: one line each, for `--help`; summaries of controls end in "(control)".
         citation: reference of the original paper, or its key in report/references.json; empty for a control.
         Options: frozen dataclass of `mrpipe.options.option` fields whose names differ from those of `Common`; also the
@@ -108,6 +109,7 @@ class Method(nn.Module, Generic[O_co]):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     citation: ClassVar[str] = ""
@@ -188,8 +190,6 @@ class Method(nn.Module, Generic[O_co]):
     def expert_pools(self, n_experts: int) -> list[str]:
         """Pool of each expert, for methods that report routing."""
         return ["shared"] * n_experts
-
-    # Helper methods.
 
     def task_loss(self, logits: Tensor, label: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Loss of outputs (n, C) for labels (n,): cross-entropy, or the squared error of a regression's single output.

@@ -58,6 +58,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
     """ConfSMoE: imputation in two stages and a gate of confidences."""
 
     name = "confsmoe"
+    title = "ConfSMoE"
     summary = "two-stage imputation, and experts weighted by their confidence in the label"
     paper = "ConfSMoE: Zheng et al., 2025"
     citation = "confsmoe"

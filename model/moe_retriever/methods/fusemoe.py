@@ -111,6 +111,7 @@ class FuseMoE(Method[FuseMoEOptions]):
     """FuseMoE: learned embeddings of missing modalities, and sparse fusion with distance-based gates."""
 
     name = "fusemoe"
+    title = "FuseMoE"
     summary = "learned embeddings of missing modalities; mixture of experts with a Laplace router per modality"
     paper = "FuseMoE: Han et al., NeurIPS 2024"
     citation = "fusemoe"

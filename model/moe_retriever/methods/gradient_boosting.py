@@ -77,6 +77,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
     """Histogram gradient boosting (scikit-learn)."""
 
     name = "gradient_boosting"
+    title = "gradient-boosted trees"
     summary = "gradient-boosted trees on the concatenated features, with native missing values (control)"
     gradient = False
     Options = GradientBoostingOptions

@@ -51,6 +51,7 @@ class Logistic(TabularModel[LogisticOptions]):
     """Multinomial logistic or, for a regression, linear regression (scikit-learn) with an L2 penalty."""
 
     name = "logistic"
+    title = "logistic regression"
     summary = "logistic or ridge regression on concatenated features, with indicators of missing modalities (control)"
     gradient = False
     Options = LogisticOptions

@@ -167,6 +167,7 @@ class M3Care(Method[M3CareOptions]):
     """M3Care: imputation over the graph of a batch in training and over a bank of training samples in evaluation."""
 
     name = "m3care"
+    title = "M3Care"
     summary = "imputes missing modalities from similar samples by graph convolution, followed by a transformer"
     paper = "M3Care: Zhang et al., KDD 2022"
     citation = "m3care"
@@ -180,8 +181,6 @@ class M3Care(Method[M3CareOptions]):
         self.fusion = TokenFusion(n_modalities, spec.n_outputs, config.common, noise)
         self.reference: ReferenceSamples | None = None
         self._bank: NeighbourBank | None = None
-
-    # Training samples
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
         rows = data.drawn(train_rows, self.options.bank or len(train_rows), self.config.seed, "m3care bank")
@@ -231,8 +230,6 @@ class M3Care(Method[M3CareOptions]):
         h = shaped(state["h"], *observed.shape, self.config.common.hidden)
         self._bank = self._made(observed.to(self.device), h.to(self.device))
         self.train(training)
-
-    # One step
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         h = self.encode_slots(batch).mean(dim=2)

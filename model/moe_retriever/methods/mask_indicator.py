@@ -23,6 +23,7 @@ class MaskIndicator(AttentionMask):
     """`AttentionMask` whose logits are shifted by a learned vector (C,) for each missing modality."""
 
     name = "mask_indicator"
+    title = "mask + indicator"
     summary = "fusion transformer over the observed modalities, and a learned prior given the missing ones (control)"
 
     def __init__(self, spec: DataSpec, config: Config[FilledOptions], noise: Noise):

@@ -54,6 +54,7 @@ class MMFormer(Method[MMFormerOptions]):
     """mmFormer: intra-modal and inter-modal transformers with auxiliary heads."""
 
     name = "mmformer"
+    title = "mmFormer"
     summary = "intra- and inter-modal transformers with zeros for missing modalities and random masking in training"
     paper = "mmFormer: Zhang et al., MICCAI 2022"
     citation = "mmformer"

@@ -175,6 +175,7 @@ class Muse(Method[MuseOptions]):
     """MUSE: bipartite graph network, trained with contrastive losses between the graph and an augmented graph."""
 
     name = "muse"
+    title = "MUSE"
     summary = "bipartite graph of samples and modalities with contrastive losses, without imputation"
     paper = "MUSE: Wu et al., ICLR 2024"
     citation = "muse"
@@ -192,8 +193,6 @@ class Muse(Method[MuseOptions]):
         self.head = nn.Sequential(inner, nn.ReLU(), drop, nn.Linear(c.hidden, spec.n_outputs))
         self._training_set: tuple[Data, Rows] | None = None
         self._frozen: list[Tensor] | None = None
-
-    # Training samples
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
         self._training_set, self._frozen = (data, np.sort(train_rows)), None
@@ -234,8 +233,6 @@ class Muse(Method[MuseOptions]):
         self._frozen = [shaped(s, *shape).to(self.device) for s in cast(list[object], state["modality_states"])]
         if len(self._frozen) != self.options.layers - 1:
             raise ValueError(f"{len(self._frozen)} states of {self.options.layers} layers")
-
-    # One step
 
     def _edges(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Edge features (B, M, H), and whether each edge exists (B, M)."""

@@ -65,6 +65,7 @@ class ShaSpec(Method[ShaSpecOptions]):
     """ShaSpec: shared and specific features."""
 
     name = "shaspec"
+    title = "ShaSpec"
     summary = "shared and modality-specific features; missing modalities get the mean of the observed shared features"
     paper = "ShaSpec: Wang et al., CVPR 2023"
     citation = "shaspec"

@@ -40,6 +40,7 @@ class SimMLM(UnimodalHeads[SimMLMOptions]):
     """SimMLM: a dynamic mixture of modality experts."""
 
     name = "simmlm"
+    title = "SimMLM"
     summary = "gated mean of the outputs of modality experts, trained so that more modalities are not worse than fewer"
     paper = "SimMLM: Li et al., ICCV 2025"
     citation = "simmlm"

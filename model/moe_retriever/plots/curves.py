@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.plots import plots
 from mrpipe.reading import read_frame, read_json
 
@@ -14,6 +15,6 @@ def write_curves(run: Path) -> None:
     path = run / "history.parquet"
     if path.is_file():
         config = read_json(run / "config.json", keys=("method", "seed", "common"))
-        name, history = f"{config['method']}, seed {config['seed']}", read_frame(path)
+        name, history = f"{method_title(config['method'])}, seed {config['seed']}", read_frame(path)
         figure = plots.learning_curves({name: history}, score=config["common"]["select_metric"])
         plots.save(figure, run / "curves")

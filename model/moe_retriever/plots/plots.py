@@ -1,32 +1,47 @@
 """Figures of stores and runs: modality combinations, cohort selection, learning curves, routing, gradients, t-SNE.
 
-Each function takes frames and returns a matplotlib Figure, which `save` writes. This module is stateless.
+Each function takes frames and returns a matplotlib Figure, which `save` writes. This module is stateless. A figure is
+at most `WIDEST` wide, so that a page shows it at its own size, and its legends are below, where any font fits.
 """
 
+import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from moe_retriever.data.scores import METRIC_NAMES
+from mrpipe.schema import flow_lines
 from mrpipe.store.masks import name_parts
 from mrpipe.store.parquet import replacing
 
 # The palette of Okabe and Ito, distinguishable with any colour vision and in greyscale.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-mpl.rcParams["text.parse_math"] = False  # names may contain $
 INK, FAINT = "#222222", "#C9CDD2"
+# White to blue as opacity of one colour, which also works on a dark page.
+SHARES = LinearSegmentedColormap.from_list("shares", [PALETTE[0] + "00", PALETTE[0] + "FF"])
+# Names may contain $. Text remains text, which is small and searchable. Matplotlib brings DejaVu Sans along, so the
+# layout is the same everywhere; other sans-serif fonts are narrower and fit as well.
+mpl.rcParams |= {"text.parse_math": False, "svg.fonttype": "none"}
+mpl.rcParams |= {"font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"], "font.size": 9}
+# Limits in inches of the width of a figure and of its columns of experts, and of the number of rows.
+WIDEST, EXPERTS, MOST_ROWS = 11.0, 7.2, 24
+# Approximate width of a character as a fraction of the font size.
+CHARACTER = 0.6
 
 
 def blank(width: float, height: float) -> Figure:
     """An empty figure; width and height in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(min(width, WIDEST), height), layout="constrained")
     figure.patch.set_facecolor("white")
     return figure
 
@@ -40,8 +55,17 @@ def plain(axes: Axes, *, grid: bool = False) -> None:
         axes.set_axisbelow(True)
 
 
+def legend_below(figure: Figure, axes: Axes, **style: Any) -> None:
+    """The legend of one of the axes below the figure, with as many columns as its texts leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    size = 8.5
+    width = size * (CHARACTER * max(map(len, labels), default=1) + 5) / 72
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / width)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size, **style)
+
+
 def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patterns: int = 20) -> Figure:
-    """UpSet plot: one bar per modality combination, above dots that mark its modalities.
+    """UpSet plot: one bar per modality combination, beside dots that mark its modalities.
 
     Args:
         observed: combination (names joined by `+`) → number of samples.
@@ -51,69 +75,57 @@ def availability(observed: Mapping[str, int], names: Sequence[str], *, max_patte
     rows = sorted(observed.items(), key=lambda kv: (-kv[1], kv[0]))
     shown, rest = rows[:max_patterns], rows[max_patterns:]
     total = max(1, sum(observed.values()))
-    sets = [set(name_parts(pattern)) for pattern, _ in shown]
-    per_modality = [sum(n for pattern, n in rows if name in name_parts(pattern)) for name in names]
-    figure = blank(2.6 + 0.55 * max(4, len(shown)), 2.6 + 0.34 * len(names))
-    widths, heights = (1.5, 0.5 * max(4, len(shown))), (2.2, 0.34 * len(names))
-    grid = figure.add_gridspec(2, 2, width_ratios=widths, height_ratios=heights)
-    bars = figure.add_subplot(grid[0, 1])
-    dots = figure.add_subplot(grid[1, 1], sharex=bars)
-    totals = figure.add_subplot(grid[1, 0], sharey=dots)
-    counts = [n for _, n in shown]
-    bars.bar(range(len(shown)), counts, color=PALETTE[0], width=0.62)
-    for x, n in enumerate(counts):
-        share = "<1%" if 0 < n < 0.005 * total else f"{n / total:.0%}"
-        bars.annotate(f"{n}\n{share}", (x, n), ha="center", va="bottom", fontsize=8, color=INK)
-    bars.set_ylim(0, 1.28 * max([1, *counts]))
-    bars.set_ylabel("samples")
-    bars.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    bars.tick_params(axis="x", length=0, labelbottom=False)
+    longest = max(map(len, names)) + 9
+    figure = blank(0.28 * len(names) + 3.2, 0.6 + 0.25 * len(shown) + 8.5 * CHARACTER * longest / 72)
+    dots, bars = figure.subplots(1, 2, sharey=True, width_ratios=(0.28 * len(names), 3.2))
+    member = np.array([[name in name_parts(pattern) for name in names] for pattern, _ in shown], dtype=bool)
+    for of, color in ((~member, FAINT), (member, INK)):
+        row, column = np.nonzero(of)
+        dots.scatter(column, row, s=46, color=color, zorder=3)
+    for y, (_, n) in enumerate(shown):
+        if len(present := np.flatnonzero(member[y])) > 1:
+            dots.plot(present[[0, -1]], [y, y], "-", color=INK, linewidth=1.6, zorder=2)
+        share = "< 1%" if 0 < n < 0.005 * total else f"{n / total:.0%}"
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        bars.annotate(f"{n:,} ({share})", (n, y), color=INK, **place)
+    bars.barh(range(len(shown)), [n for _, n in shown], color=PALETTE[0], height=0.6)
+    bars.set_xlim(0, 1.5 * max([1, *(n for _, n in shown)]))
+    bars.set_ylim(len(shown) - 0.5, -0.5)
+    bars.set_xlabel("samples")
+    bars.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    bars.xaxis.set_major_formatter("{x:,.0f}")
+    bars.tick_params(axis="y", length=0, labelleft=False)
     plain(bars)
     if rest:
         left = sum(n for _, n in rest)
-        bars.set_title(f"{len(rest)} rarer combinations ({left:,} samples) not shown", fontsize=8, loc="right")
-    for x, members in enumerate(sets):
-        present = [y for y, name in enumerate(names) if name in members]
-        dots.scatter([x] * len(names), range(len(names)), s=46, color=FAINT, zorder=2)
-        dots.plot([x] * len(present), present, "-", color=INK, linewidth=1.6, zorder=3)
-        dots.scatter([x] * len(present), present, s=46, color=INK, zorder=4)
-    dots.set_ylim(len(names) - 0.5, -0.5)
-    dots.set_xlim(-0.6, max(4, len(shown)) - 0.4)
-    dots.tick_params(axis="both", length=0, labelleft=False, labelbottom=False)
-    totals.barh(range(len(names)), per_modality, color=PALETTE[5], height=0.55)
-    totals.set_yticks(range(len(names)), names)
-    totals.yaxis.tick_right()
-    totals.tick_params(axis="y", length=0)
-    totals.set_xlim(1.05 * total, 0)
-    totals.set_xlabel("samples", fontsize=8)
-    totals.xaxis.set_major_locator(MaxNLocator(2, integer=True))
-    for axes in (dots, totals):
-        for side in ("top", "right", "left", "bottom"):
-            axes.spines[side].set_visible(False)
+        bars.set_title(f"{len(rest)} rarer combinations\n({left:,} samples) not shown", fontsize=8.5, loc="right")
+    per_modality = [sum(n for pattern, n in rows if name in name_parts(pattern)) for name in names]
+    labels = [f"{name} ({n:,})" for name, n in zip(names, per_modality, strict=True)]
+    dots.xaxis.tick_top()
+    dots.set_xticks(range(len(names)), labels, rotation=90, fontsize=8.5)
+    dots.set_xlim(-0.6, len(names) - 0.4)
+    dots.tick_params(axis="both", length=0, labelleft=False)
+    dots.set_frame_on(False)
     return figure
 
 
 def cohort_flow(attrition: pl.DataFrame) -> Figure:
-    """Remaining and excluded samples: one bar per step of `attrition.parquet`."""
-    steps = list(attrition.iter_rows(named=True))
-    figure = blank(7.2, 0.7 + 0.46 * len(steps))
+    """Assessed, excluded and remaining samples: one bar per step of `attrition.parquet`, below its description."""
+    lines = (line.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}") for line in flow_lines(attrition))
+    texts = [textwrap.wrap(line, 58, break_long_words=False) for line in lines]
+    height = sum(0.36 + 0.17 * len(text) for text in texts)
+    figure = blank(4.6, height + 0.1)
     axes = figure.add_subplot()
-    start = max(1, steps[0]["n_before"])
-    for y, step in enumerate(steps):
-        lost = step["n_before"] - step["n_after"]
-        axes.barh(y, step["n_after"], color=PALETTE[0], height=0.6)
-        axes.barh(y, lost, left=step["n_after"], color=PALETTE[1], height=0.6, alpha=0.75)
-        label = f"{step['n_after']:,}" + (f"  (−{lost:,})" if lost else "")
-        place = (step["n_before"], y)
-        axes.annotate(label, place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
-    axes.set_yticks(range(len(steps)), [s["reason"] for s in steps])
-    axes.set_ylim(len(steps) - 0.4, -0.6)
-    axes.set_xlim(0, 1.18 * start)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("samples")
-    axes.tick_params(axis="y", length=0)
-    plain(axes)
-    axes.spines["left"].set_visible(False)
+    y = 0.0
+    for text, (before, after) in zip(texts, attrition.select("n_before", "n_after").iter_rows(), strict=True):
+        y += 0.17 * len(text)
+        axes.annotate("\n".join(text), (0, y), va="bottom", fontsize=9, linespacing=1.2, color=INK)
+        axes.barh(y + 0.1, after, color=PALETTE[0], height=0.15)
+        axes.barh(y + 0.1, before - after, left=after, color=PALETTE[1], height=0.15)
+        y += 0.36
+    axes.set_ylim(height, 0)
+    axes.set_xlim(0, max(1, attrition["n_before"][0]))
+    axes.set_axis_off()
     return figure
 
 
@@ -125,7 +137,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
             samples, the scores are null or the validation columns are missing.
         score: name of the selection score.
     """
-    figure = blank(7.6, 3.0)
+    figure = blank(5.0, 2.8 + 0.09 * len(histories))
     left, right = figure.subplots(1, 2)
     for number, (name, frame) in enumerate(histories.items()):
         color = PALETTE[number % len(PALETTE)]
@@ -140,9 +152,10 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], *, score: str = "scor
     right.set_ylabel(f"validation {METRIC_NAMES.get(score, score)}\n(dot: selected epoch)")
     for axes in (left, right):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         plain(axes, grid=True)
-    right.legend(frameon=False, fontsize=8, loc="best")
+    legend_below(figure, right)
     return figure
 
 
@@ -157,20 +170,24 @@ def routing(frame: pl.DataFrame, experts: Sequence[str]) -> Figure:
     table = np.zeros((len(pairs), len(experts)))
     for row in frame.iter_rows(named=True):
         table[pairs.index((row["target"], row["inputs"])), experts.index(row["expert"])] = row["share"]
-    figure = blank(1.9 + 0.30 * len(experts), 1.5 + 0.36 * len(pairs))
     rows = [f"{target} ← {_spaced(inputs)}" for target, inputs in pairs]
-    axes = _heat_map(figure, table, rows, experts, "gate weight")
+    figure, axes = _heat_map(100 * table, rows, experts, "% of the gate weight")
     axes.set_title("missing ← observed", loc="left", fontsize=8.5)
     return figure
 
 
-def _heat_map(figure: Figure, table: NDArray[np.float64], rows: list[str], experts: Sequence[str], label: str) -> Axes:
+def _heat_map(table: NDArray[np.float64], rows: list[str], experts: Sequence[str], label: str) -> tuple[Figure, Axes]:
+    """A figure of a table (rows, experts), as wide as its names need."""
+    names = 8.5 * CHARACTER * max(map(len, rows), default=1) / 72
+    width = min(max(1.6, 0.2 * len(experts)), EXPERTS)
+    figure = blank(1.3 + names + width, 1.9 + 0.22 * len(rows))
     axes = figure.add_subplot()
-    image = axes.imshow(table, cmap="Blues", vmin=0, vmax=max(float(table.max()), 1e-6), aspect="auto")
-    axes.set_yticks(range(len(rows)), rows)
-    _expert_axis(axes, experts)
-    figure.colorbar(image, ax=axes, label=label, fraction=0.06, pad=0.02)
-    return axes
+    high = max(float(table.max()), 1e-6)
+    image = axes.imshow(table, cmap=SHARES, vmin=0, vmax=high, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(rows)), rows, fontsize=8.5)
+    _expert_axis(axes, experts, width)
+    figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02, aspect=30, ticks=MaxNLocator(4))
+    return figure, axes
 
 
 def expert_selection(frame: pl.DataFrame) -> Figure:
@@ -187,16 +204,11 @@ def expert_selection(frame: pl.DataFrame) -> Figure:
     table = np.zeros((len(combinations), len(experts)))
     for row in frame.iter_rows(named=True):
         table[combinations.index(row["combination"]), row["expert"]] = row["ratio"]
-    figure = blank(2.6 + min(0.28 * len(experts), WIDEST), 1.6 + 0.36 * len(combinations))
-    axes = _heat_map(figure, 100 * table, [_spaced(c) for c in combinations], experts, "% of visits")
+    figure, axes = _heat_map(100 * table, [_spaced(c) for c in combinations], experts, "% of visits")
     axes.set_ylabel("modality combination")
     if len(ranked) > MOST_ROWS:
-        axes.set_title(f"{len(ranked) - MOST_ROWS} rarer combinations not shown", fontsize=8, loc="right")
+        axes.set_title(f"{len(ranked) - MOST_ROWS} rarer combinations not shown", fontsize=8.5, loc="right")
     return figure
-
-
-# Limits of the number of rows and of the width in inches.
-MOST_ROWS, WIDEST = 24, 18.0
 
 
 def _spaced(combination: str) -> str:
@@ -208,20 +220,28 @@ def _by_visits(frame: pl.DataFrame) -> list[str]:
     return total.sort("visits", "combination", descending=[True, False])["combination"].to_list()
 
 
-def _expert_axis(axes: Axes, experts: Sequence[str]) -> None:
-    """Experts on the x axis, with lines between pools; if there are many experts, only the pools are labelled."""
+def _expert_axis(axes: Axes, experts: Sequence[str], width: float) -> None:
+    """Experts on an x axis of `width` inches: their numbers and, below, their pools, separated by lines.
+
+    The numbers are omitted if there is no room for them; names of narrow pools are rotated.
+    """
     pools = [e.rsplit("_", 1)[0] for e in experts]
     starts = [x for x in range(len(pools)) if x == 0 or pools[x] != pools[x - 1]]
+    ends = [*starts[1:], len(pools)]
     for x in starts[1:]:
         axes.axvline(x - 0.5, color=INK, linewidth=0.8)
-    if 0.28 * len(experts) <= WIDEST:
-        axes.set_xticks(range(len(experts)), experts, rotation=90, fontsize=7.5)
-        axes.set_xlabel("expert")
-    else:
-        middle = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(pools)], strict=True)]
-        axes.set_xticks(middle, [pools[x] for x in starts], rotation=90)
-        axes.set_xlabel("pool of experts")
-    axes.tick_params(length=0)
+    inches = width / len(experts)
+    numbered = inches >= 0.16
+    numbers = [e.rsplit("_", 1)[1] if "_" in e else "" for e in experts] if numbered else []
+    axes.set_xticks(range(len(numbers)), numbers, fontsize=7.5)
+    middle = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
+    narrow = any(8.5 * CHARACTER * len(pools[a]) / 72 > inches * (b - a) for a, b in zip(starts, ends, strict=True))
+    axes.xaxis.remove_overlapping_locs = False
+    axes.set_xticks(middle, [pools[x] for x in starts], minor=True, rotation=90 if narrow else 0, fontsize=8.5)
+    axes.tick_params(axis="x", which="minor", pad=14 if numbered else 4)
+    axes.tick_params(which="both", length=0)
+    axes.set_xlim(-0.5, len(experts) - 0.5)
+    axes.set_xlabel("expert, by pool" if numbered else "pool of experts")
 
 
 def combination_shares(frame: pl.DataFrame) -> Figure:
@@ -235,7 +255,8 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
     shown = ranked if len(ranked) <= len(PALETTE) else ranked[: len(PALETTE) - 1]
     experts = frame.select("expert", "name").unique().sort("expert")["name"].to_list()
     place = {name: x for x, name in enumerate(experts)}
-    figure = blank(3.4 + min(0.28 * len(experts), WIDEST), 3.4)
+    width = min(max(4.0, 0.2 * len(experts)), EXPERTS)
+    figure = blank(1.2 + width, 4.2)
     axes = figure.add_subplot()
     bottom = np.zeros(len(experts))
     for number, combination in enumerate([*shown, *(["others"] if len(ranked) > len(shown) else [])]):
@@ -246,13 +267,11 @@ def combination_shares(frame: pl.DataFrame) -> Figure:
         color = PALETTE[number] if combination in shown else FAINT
         axes.bar(range(len(experts)), height, bottom=bottom, width=0.82, color=color, label=_spaced(combination))
         bottom += height
-    _expert_axis(axes, experts)
-    axes.set_xlim(-0.6, len(experts) - 0.4)
+    _expert_axis(axes, experts, width)
     axes.set_ylim(0, 100)
     axes.set_ylabel("% of the expert's visits")
     plain(axes)
-    style = {"frameon": False, "fontsize": 8, "title": "modality combination", "title_fontsize": 8}
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **style)
+    legend_below(figure, axes, title="modality combination", title_fontsize=8.5)
     return figure
 
 
@@ -260,7 +279,7 @@ GRADIENT_KINDS = {"tokens": "with respect to the tokens", "shared": "with respec
 
 
 def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
-    """Figure 5: gradient cosine similarity of modality pairs by epoch, one column per run, one row per gradient kind.
+    """Figure 5: gradient cosine similarity of modality pairs by epoch, one row per run, one column per gradient kind.
 
     Args:
         runs: name of the run → frame with `epoch, kind, first, second, cosine` (`moe_retriever.training.gradients`).
@@ -268,17 +287,17 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
     """
     everything = pl.concat(list(runs.values()))
     pairs = sorted({(a, b) for a, b in everything.select("first", "second").iter_rows()})
-    figure = blank(1.6 + 3.1 * len(runs), 4.8)
-    grid = figure.subplots(2, len(runs), sharex="col", sharey=True, squeeze=False)
-    for column, (name, frame) in enumerate(runs.items()):
-        for row, (kind, words) in enumerate(GRADIENT_KINDS.items()):
+    figure = blank(5.0, 1.4 + 1.8 * len(runs))
+    grid = figure.subplots(len(runs), 2, sharex="row", sharey=True, squeeze=False)
+    for row, (name, frame) in enumerate(runs.items()):
+        for column, (kind, words) in enumerate(GRADIENT_KINDS.items()):
             axes = grid[row, column]
             axes.axhline(0, color=INK, linewidth=0.7)
             some = frame.filter(pl.col("kind") == kind).sort("epoch")
             if len(pairs) <= len(PALETTE):
                 for number, (a, b) in enumerate(pairs):
                     line = some.filter((pl.col("first") == a) & (pl.col("second") == b))
-                    style = {"color": PALETTE[number], "linewidth": 1.5, "marker": "o", "markersize": 2.5}
+                    style = {"color": PALETTE[number], "linewidth": 1.5, "marker": "o" if len(line) < 3 else ""}
                     axes.plot(line["epoch"], line["cosine"], label=f"{a}, {b}", **style)
             else:
                 over = some.group_by("epoch", maintain_order=True).agg(
@@ -287,21 +306,19 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
                 band = {"color": PALETTE[5], "alpha": 0.4, "linewidth": 0, "label": f"range of {len(pairs)} pairs"}
                 axes.fill_between(over["epoch"], over["low"], over["high"], **band)
                 axes.plot(over["epoch"], over["mean"], color=PALETTE[0], linewidth=1.5, label="mean")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
             plain(axes, grid=True)
-            if row == 0:
-                axes.set_title(name, fontsize=10)
-            else:
-                axes.set_xlabel("epoch")
-            if column == 0:
-                axes.set_ylabel(f"gradient cosine similarity\n({words})", fontsize=8.5)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8.5)
+            axes.set_title(words if row == 0 else "", fontsize=9)
+            axes.set_xlabel("epoch" if row == len(runs) - 1 else "")
+        grid[row, 0].set_ylabel(textwrap.fill(name, 22))
+    figure.supylabel("gradient cosine similarity", fontsize=9)
+    legend_below(figure, grid[0, 0])
     return figure
 
 
-# Markers that distinguish classes with the same colour.
-MARKERS = ("o", "^", "s", "D")
+# Markers that distinguish classes and methods with the same colour.
+MARKERS = "o^sDv<>P"
 
 
 def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
@@ -312,21 +329,20 @@ def before_and_after(frame: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
         titles: stage → title of its panel, in order.
     """
     classes = sorted(set(frame["label"]))
-    figure = blank(8.4, 4.2)
+    figure = blank(5.0, 3.6 + 0.06 * len(classes))
     for axes, (stage, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for number, name in enumerate(classes):
             some = frame.filter((pl.col("stage") == stage) & (pl.col("label") == name))
             again, color = divmod(number, len(PALETTE))
             style = {"color": PALETTE[color], "marker": MARKERS[again % len(MARKERS)], "label": name}
             axes.scatter(some["x"], some["y"], s=16, alpha=0.75, linewidths=0, **style)
-        axes.set_title(title, fontsize=9.5)
+        axes.set_title(textwrap.fill(title, 40), fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_box_aspect(1)
         for side in axes.spines.values():
             side.set_color(FAINT)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    legend_below(figure, figure.axes[0])
     return figure
 
 
@@ -341,12 +357,22 @@ SHOWN = {
 }
 
 
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write `<stem>.svg` and `<stem>.png`, reproducible to the byte."""
+def svg(figure: Figure, name: str, title: str = "") -> str:
+    """The figure as SVG with a title, reproducible to the byte; ids depend on the name."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Title": title, "Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, stem: Path, data: str = "") -> tuple[Path, Path]:
+    """Write `<stem>.svg` and `<stem>.png`, reproducible to the byte; the title is `data` and the words of `SHOWN`."""
+    words = next((words for ending, words in SHOWN.items() if stem.name.endswith(ending)), "")
+    title = f"{data}: {words}" if data else ""
     # `with_suffix` would truncate names that contain a point, such as p0.3.
-    paths = (stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png"))
-    with mpl.rc_context({"svg.hashsalt": stem.name, "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
-        for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=True):
-            with replacing(path) as temporary:
-                figure.savefig(temporary, format=path.suffix[1:], dpi=160, metadata=metadata)
-    return paths
+    vector, pixels = (stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png"))
+    with replacing(vector) as temporary:
+        temporary.write_text(svg(figure, stem.name, title), encoding="utf-8", newline="\n")
+    with replacing(pixels) as temporary:
+        figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})
+    return vector, pixels

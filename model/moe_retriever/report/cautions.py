@@ -11,7 +11,6 @@ from moe_retriever.suites.published import dataset_title
 
 FEW_SEEDS = 3
 SMALL_TEST = 100
-MOST = 24
 MOST_PLACES = 4
 
 

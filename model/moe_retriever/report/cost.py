@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.report.runs import ReportedRun
 
 
@@ -20,7 +21,8 @@ def of_experiment(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             "test_rate": [run.test_cost.get("samples_per_second") for run in mine],
         }
         row = {k: pl.Series(values, dtype=pl.Float64).mean() for k, values in measured.items()}
-        row |= {"method": label, "seeds": len(mine), "parameters": mine[0].metrics["training"]["parameters"]}
+        row |= {"method": method_title(label), "seeds": len(mine)}
+        row |= {"parameters": mine[0].metrics["training"]["parameters"]}
         rows.append(row | {"device": ", ".join(sorted({_device(run) for run in mine if run.cost}))})
     return rows
 

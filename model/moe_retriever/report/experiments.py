@@ -14,7 +14,7 @@ from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
-from moe_retriever.suites.published import published_rows
+from moe_retriever.suites.published import method_title, published_rows, task_title
 from mrpipe.privacy import SMALL
 from mrpipe.reading import read_frame
 
@@ -24,15 +24,20 @@ MAX_CURVES = 8
 EMPTY = {"text": "", "interval": ""}
 
 
-def _cell(frame: pl.DataFrame, metric: Metric) -> dict[str, str]:
+def _digits(frame: pl.DataFrame, metric: Metric) -> int:
+    """Decimals of a column of scores: as many as its widest interval carries."""
+    wide = frame.select(((pl.col("high") - pl.col("low")) * metric.factor).max()).item()
+    return metric.digits(wide)
+
+
+def _cell(frame: pl.DataFrame, metric: Metric, digits: int) -> dict[str, str]:
     """Mean over seeds with its interval; neither is shown if it is undefined for one of them."""
     undefined = frame["value"].null_count()
     if undefined or frame.is_empty():
         some = f" (undefined for {undefined} of {len(frame)} seeds)" if undefined < len(frame) else ""
         return {"text": f"–{some}", "interval": ""}
     bounds = frame.drop_nulls(["low", "high"]).select(pl.col("low", "high").mean() * metric.factor).row(0)
-    digits, form = (2, "[{:.1f}, {:.1f}]") if metric.percent else (3, "[{:.3f}, {:.3f}]")
-    interval = "" if frame["low"].null_count() else form.format(*bounds)
+    interval = "" if frame["low"].null_count() else f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
     values = (frame["value"] * metric.factor).to_list()
     sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return {"text": f"{fmean(values):.{digits}f}{sd}", "interval": interval}
@@ -48,7 +53,7 @@ def experiment_title(run: ReportedRun) -> str:
     """Data, task, modalities and non-default transforms of an experiment, from one of its runs."""
     view = " + ".join(run.metrics["modalities"])
     transforms = f" ({run.experiment[-1]})" if run.transforms else ""
-    return f"{run.dataset}: {run.metrics['task'].replace('_', ' ')} from {view}{transforms}"
+    return f"{run.dataset}: {task_title(run.metrics['task'])} from {view}{transforms}"
 
 
 def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
@@ -59,24 +64,28 @@ def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
 def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """One row per method, the majority class unless it is one of the runs, and the published values."""
     rows: list[dict[str, Any]] = []
+    first = runs[0].metrics
+    printed_rows = published_rows(first["dataset"], first["modalities"], first["mask"])
+    printed_rows = printed_rows if first["origin"] == "export" else {}
+    beside = {m for printed in printed_rows.values() for m in printed}
+    digits = {m: 2 if m in beside else _digits(overall.filter(metric=m), METRIC[m]) for m in metrics}
     for label, method in {run.label: run.method for run in runs}.items():
         mine = overall.filter(method=label)
-        cells = [_cell(mine.filter(metric=m), METRIC[m]) for m in metrics]
+        cells = [_cell(mine.filter(metric=m), METRIC[m], digits[m]) for m in metrics]
         kind = "control" if about(method).control else "ours"
-        rows.append({"method": label, "seeds": mine["seed"].n_unique(), "kind": kind, "cells": cells})
+        rows.append({"method": method_title(label), "seeds": mine["seed"].n_unique(), "kind": kind, "cells": cells})
     majority = runs[0].metrics["majority"]
     if "majority" not in {run.method for run in runs} and majority["accuracy"] is not None:
-        cells = [{"text": f"{100 * majority['accuracy']:.2f}", "interval": ""}, *[EMPTY] * (len(metrics) - 1)]
+        text = f"{100 * majority['accuracy']:.{digits[metrics[0]]}f}"
+        cells = [{"text": text, "interval": ""}, *[EMPTY] * (len(metrics) - 1)]
         name = f"majority class ({majority['class']})"
         rows.append({"method": name, "seeds": "", "kind": "control", "cells": cells})
-    first = runs[0].metrics
-    if first["origin"] == "export":
-        for name, printed in published_rows(first["dataset"], first["modalities"], first["mask"]).items():
-            if printed.keys().isdisjoint(metrics):
-                continue
-            known = {m: f"{printed[m].mean:.2f} ± {printed[m].std:.2f}" if m in printed else "" for m in metrics}
-            cells = [{"text": text, "interval": ""} for text in known.values()]
-            rows.append({"method": f"{name}, as published", "seeds": 3, "kind": "published", "cells": cells})
+    for name, printed in printed_rows.items():
+        if printed.keys().isdisjoint(metrics):
+            continue
+        known = {m: f"{printed[m].mean:.2f} ± {printed[m].std:.2f}" if m in printed else "" for m in metrics}
+        cells = [{"text": text, "interval": ""} for text in known.values()]
+        rows.append({"method": f"{name}, as published", "seeds": 3, "kind": "published", "cells": cells})
     return rows
 
 
@@ -88,7 +97,11 @@ def _by_group(scores: pl.DataFrame, by: str, labels: Sequence[str], metric: Metr
     columns = {text: scores.filter(by=by, group=g) for g, text in texts.items()}
     if by == "combination":
         columns |= {"worst": scores.filter(by="worst_pattern"), "mean": scores.filter(by="mean_over_patterns")}
-    rows = {m: [_cell(frame.filter(method=m), metric)["text"] for frame in columns.values()] for m in labels}
+    digits = _digits(scores.filter(by=by), metric)
+    rows = {
+        method_title(m): [_cell(frame.filter(method=m), metric, digits)["text"] for frame in columns.values()]
+        for m in labels
+    }
     return {"by": by, "sizes": sizes, "columns": list(columns), "rows": rows}
 
 
@@ -124,7 +137,7 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
     drawn = trained if len(trained) <= MAX_CURVES else list({r.label: r for r in reversed(trained)}.values())[::-1]
     drawn = drawn[:MAX_CURVES]
     if drawn:
-        curves = {f"{r.label}, seed {r.seed}": read_frame(r.folder / "history.parquet") for r in drawn}
+        curves = {f"{method_title(r.label)}, seed {r.seed}": read_frame(r.folder / "history.parquet") for r in drawn}
         selected = {run.config["common"]["select_metric"] for run in drawn}
         figure = plots.learning_curves(curves, score=selected.pop() if len(selected) == 1 else "score")
         label = "Training loss, validation loss and validation score by epoch, one line per run."
@@ -132,9 +145,10 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
         add("learning", figure, label, f"Learning curves. Dots mark the selected epochs.{of}")
     # One figure per experiment, for the first run of a method with routing.
     for run in [r for r in runs if (r.folder / "routing.parquet").is_file()][:1]:
-        label = f"Share of the gate weight of {run.label} by expert, missing modality and observed modalities."
+        name = method_title(run.label)
+        label = f"Share of the gate weight of {name} by expert, missing modality and observed modalities."
         caption = (
-            f"Expert routing of {run.label}, seed {run.seed}: share of the gate weight per expert, for each missing "
+            f"Expert routing of {name}, seed {run.seed}: share of the gate weight per expert, for each missing "
             "modality and combination of observed modalities. Tokens visit "
         )
         pooled = run.options.get("context_routing", True)

@@ -66,16 +66,13 @@ def store_sentences(store: Store, cited: Bibliography) -> str:
     ]
     steps = shared(store, "attrition").to_dicts()
     lost = [f"{s['reason']} (n = {s['n_before'] - s['n_after']:,})" for s in steps if s["n_before"] > s["n_after"]]
-    start = f"Of {steps[0]['n_before']:,} {'samples ' * steps[0]['reason'].startswith('in ')}{steps[0]['reason']}"
+    start = f"Of {steps[0]['n_before']:,} {steps[0]['reason']}"
     left_out = steps[0]["n_before"] - steps[-1]["n_after"]
     was = "was" if left_out == 1 else "were"
     text.append(f"{start}, {left_out:,} {was} excluded: {'; '.join(lost)}." if lost else f"{start}, all were included.")
     without = shared(store, "losses").filter(pl.col("n_before") > pl.col("n_after"))
     for (modality,), rows in without.group_by("modality", maintain_order=True):
-        why = [
-            f"{r['reason'].removeprefix(f'{modality} left out: ')} (n = {r['n_before'] - r['n_after']:,})"
-            for r in rows.to_dicts()
-        ]
+        why = [f"{r['reason']} (n = {r['n_before'] - r['n_after']:,})" for r in rows.to_dicts()]
         text.append(f"The modality {modality} was excluded, and the sample kept, for these reasons: {'; '.join(why)}.")
     entries = sorted(m.modalities, key=lambda e: e["bit"])
     made = [

@@ -24,7 +24,7 @@ from moe_retriever.report.methods_data import (
 from moe_retriever.report.references import Bibliography, about, changed_options
 from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
-from moe_retriever.suites.published import dataset_title, published_rows
+from moe_retriever.suites.published import dataset_title, method_title, published_rows, task_title
 from mrpipe.store.reader import Store
 
 # Options that the text states for every trained method, in this order.
@@ -101,7 +101,7 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
         sizes = f", {numbers}" if len(seen) == 1 else ""
         classes = m["classes"]
         of_task = ", ".join(classes) if len(classes) <= MOST_CLASSES else f"{len(classes)} classes"
-        target = f"{task} ({of_task or 'a number'})"
+        target = f"{task_title(task)} ({of_task or 'a number'})"
         data = dataset_title(m["dataset"])
         text.append(f"For {data}, the task was to predict {target} from {'; '.join(seen)} (split {scheme}{sizes}).")
         without = max(sum(run.metrics["n_without_modality"].values()) for run in own)
@@ -121,8 +121,8 @@ def _methods(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     for name, used in presets.items():
         known = about(name)
         preset = f"preset{'s' * (len(used) > 1)} {listed(sorted(used))}"
-        said = f": {known.summary}" if known.summary else ""
-        (controls if known.control else compared).append(f"{name}{cited.cite(known.citation)} ({preset}){said}")
+        said = f"({preset}): {known.summary}".removesuffix(": ")
+        (controls if known.control else compared).append(f"{method_title(name)}{cited.cite(known.citation)} {said}")
     text = f"The following methods were compared: {'; '.join(compared)}." if compared else ""
     return f"{text} The controls were {'; '.join(controls)}.".strip() if controls else text
 
@@ -148,7 +148,7 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
         # An entry named after the method is a result, not a selected option.
         names = [k for k in chosen if k not in ("validation", "rounds", "folds", "trials", "mean", method)]
         on = f"by {chosen['folds']}-fold cross-validation" if "folds" in chosen else "on the validation samples"
-        text.append(f"For {method}, {listed(names)} was selected {on}." if names else "")
+        text.append(f"For {method_title(method)}, {listed(names)} was selected {on}." if names else "")
     text.append(_searched(searches))
     changed = _changed(runs)
     if changed:
@@ -181,8 +181,8 @@ def _stated(trained: Sequence[ReportedRun]) -> tuple[str, list[str]]:
 def _of(having: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
     """Describe a subset of the runs: `on MIMIC`, `for muse, shaspec on CMU-MOSI`, or the number of runs."""
     those = {id(run) for run in having}
-    mine = dict.fromkeys((run.label, run.dataset) for run in having)
-    rest = {(run.label, run.dataset) for run in runs if id(run) not in those}
+    mine = dict.fromkeys((method_title(run.label), run.dataset) for run in having)
+    rest = {(method_title(run.label), run.dataset) for run in runs if id(run) not in those}
     datasets = dict.fromkeys(dataset for _, dataset in mine)
     if rest and datasets.keys().isdisjoint({dataset for _, dataset in rest}):
         return f"on {listed(list(datasets))}"
@@ -217,8 +217,8 @@ def _searched(searches: Sequence[dict[str, Any]]) -> str:
         space = space or ("settings of its own" if s["n_trials"] > 1 else "preset only")
         metric = METRIC_NAMES.get(s["metric"], s["metric"])
         budget = f"{plural(s['n_trials'], 'trial')} ({space}), selected by validation {metric}"
-        if s["method"] not in by_budget[budget]:
-            by_budget[budget].append(s["method"])
+        if (name := method_title(s["method"])) not in by_budget[budget]:
+            by_budget[budget].append(name)
     said = [f"{listed(sorted(methods))}: {budget}" for budget, methods in by_budget.items()]
     return f"Hyper-parameters were selected on the validation samples ({'; '.join(said)})."
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from moe_retriever.config import parse_threshold
 from moe_retriever.plots.clinical import FIGURES
 from moe_retriever.report import benchmarks, cautions, cost
+from moe_retriever.report.answers import compare
 from moe_retriever.report.clinical import describe_clinical
 from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
 from moe_retriever.report.methods_data import listed, short_title
@@ -24,7 +25,9 @@ from moe_retriever.report.references import about, changed_options
 from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
-from moe_retriever.suites.published import dataset_title
+from moe_retriever.suites.answer import MOST, sentences
+from moe_retriever.suites.published import DATASETS, dataset_title, method_title
+from moe_retriever.suites.render import Line, PageTable, bullets, cells_of, markdown_grid
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError, values_shown
 from mrpipe.privacy import SMALL, Count, rounded
@@ -35,6 +38,8 @@ HERE = Path(__file__).resolve().parent
 # Listed by name, because the code hash covers the data files that a module names.
 TEMPLATES = ("page.html", "stores.html", "results.html", "clinical.html", "record.html", "style.css", "script.html")
 MOST_SETTINGS = 60
+# Metrics of the tables that are open at first, and of those in answer.md.
+MAIN_METRICS = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "AUPRC", "MAE", "RMSE", "Corr", "R²")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ class Inputs:
 
 
 def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
-    """Write the page, `results.csv` and `figures/*.svg` next to it; return the tidy scores of all groups.
+    """Write the page and, next to it, `answer.md`, `results.csv` and `figures/*.svg`; return the tidy scores.
 
     The page is reproducible to the byte, except for the section of times and durations.
 
@@ -97,14 +102,18 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         describe_experiment(key, members, of_experiment(shown, key), figures, drawn=number < MAX_DRAWN)
         for number, (key, members) in enumerate(experiments.items())
     ]
+    datasets = [key[0] for key in experiments]
+    answers = [compare(members, named=datasets.count(k[0]) > 1) for k, members in experiments.items()]
+    for section, (key, members), answer in zip(sections, experiments.items(), answers, strict=True):
+        section |= {"answer": answer, "differences": answer.cells(), "cautions": cautions.of_experiment(key, members)}
+        names = [m.removesuffix(" (%)") for m in section["metrics"]]
+        section["main"] = [i for i, m in enumerate(names) if m in MAIN_METRICS]
+        section["others"] = [i for i, m in enumerate(names) if m not in MAIN_METRICS]
     binary = [of for of in by_experiment([*runs, *cells]).values() if len(of[0].metrics["classes"]) == 2][:MAX_DRAWN]
     clinical = [describe_clinical(of, figures, inputs.thresholds, public) for of in binary]
     described = [describe_store(s, figures) | {"quality": describe_quality(quality_folder(s, quality))} for s in stores]
-    warned = [c for store in described for c in cautions.of_store(store)]
-    warned += [c for key, members in experiments.items() for c in cautions.of_experiment(key, members)]
-    for key, members in by_experiment(cells).items():
-        warned += [replace(c, anchor="suites") for c in cautions.of_experiment(key, members)]
-    said = cautions.together(warned)
+    described = [store | {"cautions": cautions.of_store(store)} for store in described]
+    of_suites = [c for key, members in by_experiment(cells).items() for c in cautions.of_experiment(key, members)]
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
     costs = [
@@ -118,9 +127,11 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         stores=described,
         suites=suites,
         experiments=sections,
+        said=sentences(answers),
+        drawn=[(a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())],
+        most=MOST,
+        suite_cautions=cautions.together(of_suites),
         clinical=clinical,
-        cautions=said[: cautions.MOST],
-        n_cautions=len(said),
         max_drawn=MAX_DRAWN,
         settings=settings[:MOST_SETTINGS],
         n_settings=len(settings),
@@ -129,13 +140,34 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         jobs=jobs,
         sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
+    # Regions that scroll can be reached by keyboard, also those of embedded suites.
+    html = re.sub(r'(<div class="scroll(?: tall)?")>', r'\1 tabindex="0">', html)
     # The column is omitted unless a run has non-default transforms.
     shown = shown if (scores["transforms"] != "").any() else shown.drop("transforms")
     write_csv(out.parent / "results.csv", shown)
+    write_text(out.parent / "answer.md", _markdown(sections, sentences(answers), suites))
     if clinical:
         write_csv(out.parent / "clinical.csv", pl.concat(section["table"] for section in clinical))
     write_text(out, html)
     return scores
+
+
+def _markdown(sections: Sequence[Mapping[str, Any]], said: Sequence[str], suites: Sequence[ReportedSuite]) -> str:
+    """Content of answer.md: all sentences as a list, then a table per experiment and those of the suites."""
+    tables = []
+    for e in sections:
+        header = ("method", "seeds", *(e["metrics"][i] for i in e["main"]))
+        header += (f"difference from {e['answer'].reference}",) if e["differences"] else ()
+        lines = []
+        for row in e["rows"]:
+            texts = [str(row["seeds"]), *(" ".join(row["cells"][i].values()).strip() for i in e["main"])]
+            texts += [e["differences"].get(row["method"], ("", False))[0]] if e["differences"] else []
+            lines.append(Line(row["kind"].replace("ours", "method"), row["method"], cells_of(texts, "ours")))
+        tables.append(PageTable(f"{e['heading']}, {e['missingness']}", header, tuple(lines)))
+    of_suites = [suite.answer.partition("\n\n") for suite in suites]
+    lists = [bullets(said), *(part[0] for part in of_suites)]
+    grids = [*map(markdown_grid, tables), *(part[2].strip() for part in of_suites)]
+    return "\n".join(filter(None, lists)) + "\n\n" + "\n\n".join(filter(None, grids)) + "\n"
 
 
 def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Store]:
@@ -190,7 +222,10 @@ def _number(value: float | None) -> str:
 
 
 def _title(stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]) -> str:
-    names = list(dict.fromkeys([short_title(s) for s in stores] or [r.dataset for r in runs]))
+    if len(suites) == 1 and not runs:
+        return suites[0].title
+    titles = [dataset_title(s.manifest.dataset) if s.manifest.dataset in DATASETS else short_title(s) for s in stores]
+    names = list(dict.fromkeys(titles or [r.dataset for r in runs]))
     return f"{'Results on' if runs or suites else 'Data:'} {listed(names)}" if names else "Results"
 
 
@@ -214,7 +249,14 @@ def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
         changed = {k: public(v) for k, v in options.items()}
         preset, control = run.metrics["preset"], about(run.method).control
         key = json.dumps([run.method, preset, changed], sort_keys=True)
-        entry = {"method": run.method, "preset": preset, "changed": changed, "on": [], "control": control}
+        entry = {
+            "method": method_title(run.method),
+            "identifier": run.method,
+            "preset": preset,
+            "changed": changed,
+            "on": [],
+            "control": control,
+        }
         on = found.setdefault(key, entry)["on"]
         if run.dataset not in on:
             on.append(run.dataset)

@@ -11,17 +11,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from moe_retriever.report.drawing import inline_image
-from mrpipe.constants import constants
-from mrpipe.imaging.qc import CAPTION, PANEL
+from mrpipe.imaging.qc import MEASURES, SHEET_ROW, measures_titled
 from mrpipe.reading import read_frame, reading
 from mrpipe.store.layout import qc_folder
 from mrpipe.store.reader import Store
 
 # Number of rows of the contact sheet on the page; failed and flagged scans come first.
-SHEET_ROWS = 8
+SHEET_ROWS = 4
 MAX_ROWS = 30
-# Displayed names of the measures in qc.parquet.
-NAMES: dict[str, str] = constants(__file__, "quality.json")
 
 
 def quality_folder(store: Store, known: Mapping[str, Path]) -> Path:
@@ -45,9 +42,11 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
     numbers = [c for c in good.select(cs.float()).columns if good[c].count() and c not in ("seconds", "peak_mb")]
     shown = table.filter(failed | flagged).sort(~failed, "scan").head(MAX_ROWS)
     reasons = table.filter(failed)["reason"].value_counts().sort(["count", "reason"], descending=[True, False])
+    rows = [row | {"outlier": measures_titled(row["outlier"])} for row in shown.to_dicts()]
+    named = {c: MEASURES.get(c, c) for c in numbers}
     measures = [
-        {"name": NAMES.get(c, c), "n": good[c].count(), **{k: getattr(good[c], k)() for k in ("min", "median", "max")}}
-        for c in numbers
+        {"name": name, "n": good[c].count(), **{k: getattr(good[c], k)() for k in ("min", "median", "max")}}
+        for c, name in named.items()
     ]
     return {
         "n": len(table),
@@ -56,25 +55,19 @@ def describe_quality(folder: Path) -> dict[str, Any] | None:
         "reasons": reasons.rows(),
         "sources": table["source"].value_counts().sort("source").rows(),
         "numbers": measures,
-        "rows": [row | {"outlier": _outliers(row["outlier"])} for row in shown.to_dicts()],
-        "columns": {c: NAMES.get(c, c) for c in numbers if shown[c].count()},
+        "rows": rows,
+        "columns": {c: name for c, name in named.items() if shown[c].count()},
         "sheet": _sheet(folder / "contact_sheet.png") if (table["source"] == "raw").any() else None,
     }
-
-
-def _outliers(names: str | None) -> str:
-    found = [NAMES.get(name, name) for name in (names or "").split(", ") if name]
-    return f"outlier: {', '.join(found)}" if found else ""
 
 
 def _sheet(path: Path) -> Markup | None:
     if not path.is_file():
         return None
     with reading(path, "the contact sheet of the images"), Image.open(path) as sheet:
-        row = (3 * PANEL + CAPTION) // 2 + CAPTION
-        top = sheet.convert("RGB").crop((0, 0, sheet.width, min(sheet.height, SHEET_ROWS * row)))
+        top = sheet.convert("RGB").crop((0, 0, sheet.width, min(sheet.height, SHEET_ROWS * SHEET_ROW)))
     buffer = io.BytesIO()
-    top.save(buffer, format="JPEG", quality=82)
+    top.save(buffer, format="WEBP", quality=60)
     label = "Contact sheet: for each scan the native image with brain and grey matter outlined, the image in template "
     label += "space, and the grey-matter map; captions give the row of the table and the reason for a failure or flag."
     return inline_image(buffer.getvalue(), label=label, size=f' width="{top.width}" height="{top.height}"')

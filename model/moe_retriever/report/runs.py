@@ -92,13 +92,18 @@ class ReportedRun:
         return (key | row | {"hidden": hidden_rate(self.metrics)} for row in frame.iter_rows(named=True))
 
 
-def missingness_of(runs: Sequence[ReportedRun]) -> str:
-    """The simulated missingness of an experiment as displayed, with the mean realised rate of its masks."""
+def masked(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
+    """Mechanism, p and non-default settings of the missingness, with the mean realised rate of the masks."""
     first = runs[0].metrics
     mask = with_hidden(first["mask"] or None, (run.metrics for run in runs))
     # The task is named only if it differs from that of the runs.
     own = {k: v for k, v in non_default(mask or {}).items() if (k, v) != ("task", first["task"])}
-    return missingness_title(mask and {"mechanism": mask["mechanism"], "p": mask["p"], **own})
+    return mask and {"mechanism": mask["mechanism"], "p": mask["p"], **own}
+
+
+def missingness_of(runs: Sequence[ReportedRun]) -> str:
+    """The simulated missingness of an experiment as displayed."""
+    return missingness_title(masked(runs))
 
 
 def read_run(folder: Path) -> ReportedRun:

@@ -11,6 +11,7 @@ import polars as pl
 from moe_retriever.plots import plots
 from moe_retriever.report.dictionary import summarise
 from moe_retriever.report.drawing import draw
+from moe_retriever.suites.published import task_title
 from mrpipe.privacy import rounded
 from mrpipe.reading import read_json
 from mrpipe.store.audit import audit
@@ -38,15 +39,15 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
         plots.availability(m.pattern_counts, names),
         figures / f"{name}-availability.svg",
         label=f"Number of samples of {m.title} for each combination of {', '.join(names)}; {below}",
-        caption="Observed modality combinations. Each column is a combination of the modalities marked by dots; the "
-        "bar is its number of samples.",
+        caption="Observed modality combinations. Each row is a combination of the modalities marked by dots; the bar "
+        "is its number of samples. The numbers in brackets are the samples with a modality.",
     )
     first, last = attrition["n_before"][0], attrition["n_after"][-1]
     flow = draw(
         plots.cohort_flow(attrition),
         figures / f"{name}-cohort.svg",
-        label=f"Cohort selection of {m.title}, from {first} to {last} samples; {below}",
-        caption="Cohort selection: samples remaining after each step (blue) and excluded (orange).",
+        label=f"Cohort flow of {m.title}, from {first} to {last} samples; {below}",
+        caption="Cohort flow: samples remaining after each step (blue) and excluded by it (orange).",
     )
     entries = zip(store.modalities, sorted(m.modalities, key=lambda e: e["bit"]), strict=True)
     return {
@@ -104,7 +105,7 @@ def _classes(store: Store) -> list[dict[str, Any]]:
             table = {(part, value): store.manifest.count(n) for part, value, n in counts.iter_rows()}
             numbers = [[table.get((part, k), 0) for part in PARTS] for k in range(len(task.classes))]
             rows = [{"name": name, "n": n} for name, n in zip(task.classes, numbers, strict=True)]
-            out.append({"task": task, "scheme": scheme, "rows": rows})
+            out.append({"task": task, "title": task_title(task.name), "scheme": scheme, "rows": rows})
     return out
 
 
@@ -120,7 +121,7 @@ def _audit(store: Store) -> dict[str, Any] | None:
     looked_at = int(store.dictionary.filter(pl.col("modality").is_in(tables)).select(items.sum()).item())
     return {
         "threshold": AUDIT_THRESHOLD,
-        "task": task.name,
+        "task": task_title(task.name),
         "scheme": store.manifest.default_scheme,
         "n": len(found),
         "rows": found.head(AUDIT_ROWS).to_dicts(),

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from markupsafe import Markup
 
 from moe_retriever.plots.plots import SHOWN
 from moe_retriever.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
+from moe_retriever.suites.render import heading
+from moe_retriever.suites.render import label as label_of
 from mrpipe.errors import DataError, Fault
 from mrpipe.reading import read_frame, read_json
 
@@ -23,7 +26,9 @@ class ReportedSuite:
     """Contents of a rendered suite.
 
     Attributes:
+        title: heading of the suite.
         table: the fragment `table.html`.
+        answer: content of its answer.md; empty if there is none.
         pictures, n_pictures: the first figures, and their total number.
         origins: (origin, data set) of all contents.
         cells: finished run folders, relative to the folder of all runs.
@@ -31,7 +36,9 @@ class ReportedSuite:
     """
 
     name: str
+    title: str
     table: Markup | None
+    answer: str
     pictures: list[Picture]
     n_pictures: int
     origins: list[tuple[str, str]]
@@ -55,6 +62,8 @@ def read_suite(folder: Path) -> ReportedSuite:
     said = read_json(folder / "suite.json") if (folder / "suite.json").is_file() else {}
     return ReportedSuite(
         name=folder.name,
+        title=heading(folder.name, said["title"]) if "title" in said else label_of(folder.name),
+        answer=answer.read_text(encoding="utf-8") if (answer := folder / "answer.md").is_file() else "",
         table=Markup(prefixed(text, "suite")) if text else None,
         pictures=[_picture(folder, path) for path in pictures[:MOST_PICTURES]],
         n_pictures=len(pictures),
@@ -67,11 +76,12 @@ def read_suite(folder: Path) -> ReportedSuite:
 def _picture(suite: Path, path: Path) -> Picture:
     """A figure, named after its file; the PNG is used if the SVG is large."""
     shown = next((words for ending, words in SHOWN.items() if path.stem.endswith(ending)), path.stem)
-    label = f"{suite.name}, {path.stem}: {shown}" if shown != path.stem else f"{suite.name}: {shown}"
+    text = path.read_text(encoding="utf-8")
+    titled = re.search(r"<title>(.+?)</title>", text)
+    label = unescape(titled[1]) if titled else f"{suite.name}: {shown}"
     pixels = path.with_suffix(".png")
     if path.stat().st_size > HEAVY and pixels.is_file():
         return Picture(inline_image(pixels.read_bytes(), label=label), label)
-    text = path.read_text(encoding="utf-8")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{suite.name}-{path.stem}")
     return Picture(inline_svg(text, name=name, label=label, file=str(path)), label)
 

@@ -70,9 +70,9 @@ def draw(suite: SuiteSpec, places: FigureFolders) -> Page:
         of_column[suite.figure](suite, column, stores[column.store], places, name, shown)
     for column in suite.columns:
         if column.absent:
-            shown.missing.append(f"{column.data}, {column.name}: the store has no {' and no '.join(column.absent)}")
+            shown.missing.append(f"{_titled(column)}: the store has no {' and no '.join(column.absent)}")
         elif column.store not in there:
-            shown.missing.append(f"{column.data}, {column.name}: no store at {column.store}")
+            shown.missing.append(f"{_titled(column)}: no store at {column.store}")
     page = Page(
         identifier=suite.name,
         title=heading(suite.name, suite.title),
@@ -91,6 +91,10 @@ def _names(columns: list[SuiteColumn]) -> list[str]:
     """File names for the figures of each column: data set and view or, if not unique, the folder of its runs."""
     views = [f"{c.dataset}-{c.view.replace('+', '')}" for c in columns]
     return [c.experiment if views.count(view) > 1 else view for c, view in zip(columns, views, strict=True)]
+
+
+def _titled(column: SuiteColumn) -> str:
+    return f"{column.data}, {column.name}"
 
 
 def _origins(suite: SuiteSpec, columns: list[SuiteColumn], stores: dict[str, Store]) -> Iterator[str]:
@@ -133,7 +137,7 @@ def _analysed(
             analyse(request, say=shown.missing.append)
             found[row] = out
         except UsageError as error:
-            shown.missing.append(f"{name}, {row}, {what}: {' '.join(str(error).split())}")
+            shown.missing.append(f"{_titled(column)}, {row}, {what}: {' '.join(str(error).split())}")
     for row, out in found.items():
         yield row, name if len(found) == 1 else f"{name}-{out.name}", out
 
@@ -143,13 +147,15 @@ def _routing(
 ) -> None:
     """Figure 3: modality combinations of the store, expert visits by combination, and combinations by expert."""
     counts = store.manifest.pattern_counts
-    plots.save(plots.availability(counts, [m.name for m in store.modalities]), places.out / f"a-{name}-patterns")
-    shown.notes.append(f"{name}: {len(counts)} modality combinations in {store.manifest.n_samples:,} samples.")
+    names, of_store = [m.name for m in store.modalities], f"a-{name}-patterns"
+    plots.save(plots.availability(counts, names), places.out / of_store, column.data)
+    shown.notes.append(f"{column.data}: {len(counts)} modality combinations in {store.manifest.n_samples:,} samples.")
     for row, of_row, out in _analysed("routing", suite, column, store, places, name, shown):
         selection, shares = (pl.read_csv(out / f"{n}.csv") for n in ("expert_selection", "combination_shares"))
-        plots.save(plots.expert_selection(selection), places.out / f"b-{of_row}-expert-selection")
-        plots.save(plots.combination_shares(shares), places.out / f"c-{of_row}-combination-shares")
-        shown.notes.append(f"{of_row}: routing of {row} on the test split, for the run with the first seed.")
+        title = f"{_titled(column)}, {row}"
+        plots.save(plots.expert_selection(selection), places.out / f"b-{of_row}-expert-selection", title)
+        plots.save(plots.combination_shares(shares), places.out / f"c-{of_row}-combination-shares", title)
+        shown.notes.append(f"{_titled(column)}: routing of {row} on the test split, for the run with the first seed.")
 
 
 def _gradients(
@@ -162,10 +168,10 @@ def _gradients(
         if path.is_file() and not (frame := read_frame(path)).is_empty():
             frames[row] = frame
         else:
-            shown.missing.append(f"{name}, {row}: no gradients were recorded during training (option gradient_rows)")
+            shown.missing.append(f"{_titled(column)}, {row}: no recorded gradients (option gradient_rows)")
     if not frames:
         return
-    plots.save(plots.gradient_similarity(frames), places.out / f"{name}-gradients")
+    plots.save(plots.gradient_similarity(frames), places.out / f"{name}-gradients", _titled(column))
     everything = pl.concat(f.with_columns(pl.lit(row).alias("row")) for row, f in frames.items())
     write_csv(places.out / f"{name}-gradients.csv", everything)
     means = everything.group_by("row", "kind", "first", "second", maintain_order=True).agg(pl.col("cosine").mean())
@@ -176,7 +182,7 @@ def _gradients(
             mine = {f"{r['first']} · {r['second']}": r["cosine"] for r in means.filter(kind=kind, row=row).to_dicts()}
             lines.append(Line("method", row, cells_of((_three_digits(mine.get(pair)) for pair in pairs), "ours")))
         words = plots.GRADIENT_KINDS.get(kind, kind)
-        caption = f"{name}: gradient cosine similarity ({words}), mean over epochs"
+        caption = f"{_titled(column)}: gradient cosine similarity ({words}), mean over epochs"
         shown.grids.append(PageTable(caption, ("method", *pairs), tuple(lines)))
 
 
@@ -193,7 +199,7 @@ def _embedding(
         for r in close.to_dicts():
             measures = cells_of((_three_digits(r[k]) for k in ("cosine", "silhouette")), "ours")
             lines.append(Line("method", f"{r['stage']}, {r['label']}", (Cell(str(r["n"]), "count"), *measures)))
-        caption = f"{of_row}: within-class similarity of embeddings, {row}, samples with {combination} only"
+        caption = f"{_titled(column)}, {row}: within-class similarity of embeddings of samples with {combination} only"
         header = ("stage, class", "samples", "cosine similarity", "silhouette")
         shown.grids.append(PageTable(caption, header, tuple(lines)))
 
@@ -208,7 +214,7 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
                 frame = pl.read_csv(path, schema_overrides=dict.fromkeys(FLOPS, pl.Float64))
             frames.append(frame.with_columns(pl.lit(row).alias("method")))
         else:
-            shown.missing.append(f"{name}, {row}: not measured")
+            shown.missing.append(f"{_titled(column)}, {row}: not measured")
     if not frames:
         return
     frame = pl.concat(frames).with_columns(
@@ -219,7 +225,7 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
         pl.col("modalities").map_elements(lambda m: short(column.dataset, name_parts(m)), return_dtype=pl.String),
     )
     write_csv(places.out / f"{name}-cost.csv", frame)
-    plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost")
+    plots.save(cost(frame, list(column.cells)), places.out / f"{name}-cost", column.data)
     full = frame.filter(modalities=short(column.dataset, column.modalities))
     measured = PANELS | OTHER_COSTS
     rows = full.to_dicts()
@@ -228,7 +234,7 @@ def _cost(suite: SuiteSpec, column: SuiteColumn, store: Store, places: FigureFol
     mask = column.missingness and {**column.missingness, "hidden": rate}
     hidden = "" if mask is None else f", {missingness_title(mask)}"
     header = ("method", *measured.values())
-    shown.grids.append(PageTable(f"{name}, all modalities{hidden}", header, tuple(lines)))
+    shown.grids.append(PageTable(f"{column.data}, all modalities{hidden}", header, tuple(lines)))
     shown.notes.append(
         "FLOPs are counted for a prediction (a multiply-add counts as two). References are everything that a method "
         "computes from the training samples before its first prediction; their cost is stated per training sample and "

@@ -8,7 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from mrpipe.experiment.missingness import p_text
+from moe_retriever.catalogue import method_title as method_title
+from mrpipe.constants import constants
+from mrpipe.experiment.missingness import p_text, parse_p
 from mrpipe.store.masks import combination_name
 
 FILE = Path(__file__).resolve().parent / "published.csv"
@@ -20,15 +22,8 @@ DATASETS = {
     "mimic": ("MIMIC", {"lab": "L", "note": "N", "code": "C"}),
 }
 METRICS = {"accuracy": "Acc", "macro_f1": "F1", "auroc": "AUROC", "auprc": "PRAUC"}
-# Displayed name of a mechanism of simulated missingness, and of its parameter p.
-_MECHANISMS = {
-    "mcar": ("MCAR", "p"),
-    "mnar_label": ("MNAR by label", "p"),
-    "mnar_value": ("MNAR by value", "p"),
-    "block": ("missing in blocks", "p"),
-    "timestep_drop": ("dropped time steps", "p"),
-    "gaussian": ("Gaussian noise", "SD"),
-}
+# Displayed names: task → title, mechanism of simulated missingness → its name and that of its parameter.
+NAMES: dict[str, dict[str, Any]] = constants(__file__, "names.json")
 SIMULATED_WARNING = "The results only show that the pipeline runs; they allow no conclusions about real data."
 # Tables that compare methods by view; the other tables are ablations.
 _COMPARISONS = ("table1", "table2", "table4", "table5", "table6")
@@ -53,6 +48,11 @@ def dataset_title(dataset: str) -> str:
     return DATASETS[dataset][0] if dataset in DATASETS else dataset
 
 
+def task_title(task: str) -> str:
+    """The name of a task as displayed."""
+    return str(NAMES["tasks"].get(task, task.replace("_", " ")))
+
+
 def origin_title(origin: str) -> str:
     """The origin of data as displayed."""
     return {"simulated": "simulated export", "export": "real export"}.get(origin, origin)
@@ -68,12 +68,19 @@ def missingness_title(mask: Mapping[str, Any] | None) -> str:
     """Simulated missingness in words: `mechanism`, `p`, the realised rate `hidden`, and non-default settings."""
     if mask is None:
         return "as observed"
-    name, p = _MECHANISMS.get(mask["mechanism"], (mask["mechanism"], "p"))
+    name, p = NAMES["mechanisms"].get(mask["mechanism"], (mask["mechanism"].replace("_", " "), "p"))
     own = {k: f"{k.removeprefix('n_')} = {v}" for k, v in mask.items() if k not in ("mechanism", "p", "hidden")}
     if "redraw" in own:
         own["redraw"] = "samples without any modality allowed"
     value = p_text(mask["p"]).replace("=", " ").replace(",", ", ")
     return ", ".join([name, f"{p} = {value}{hidden_text(mask.get('hidden'))}", *own.values()])
+
+
+def missingness_from_text(text: str, hidden: float | None = None) -> str:
+    """`missingness_title` of the column `missingness` of results.csv, such as `mcar p=0.3 n_blocks=2`."""
+    mechanism, *settings = text.split(" ")
+    own: dict[str, Any] = dict(setting.split("=", 1) for setting in settings if "=" in setting)
+    return missingness_title({"mechanism": mechanism, **own, "p": parse_p(own["p"]), "hidden": hidden} if own else None)
 
 
 def hidden_text(rate: float | None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment
+from markupsafe import Markup
 
 from mrpipe.privacy import markdown_text, printable
 from mrpipe.store.parquet import write_text
@@ -40,8 +41,8 @@ def cells_of(texts: Iterable[str], kind: str) -> tuple[Cell, ...]:
 
 
 def number(value: float, form: str) -> str:
-    """Format a number, with the typographic minus sign."""
-    return format(value, form).replace("-", "−")
+    """Format a number, with the typographic minus sign; zero has no sign."""
+    return re.sub(r"^[-+](?=[0.]+$)", "", format(value, form)).replace("-", "−")
 
 
 def with_sd(mean: float | None, sd: float | None, digits: int = 2) -> str:
@@ -76,6 +77,8 @@ class Page:
         title: heading.
         simulated: whether any of the data are simulated.
         origins: one sentence per data set with its origin.
+        answer: sentences that sum up the comparisons.
+        forests: caption and SVG of the forest plots of the first comparisons.
         overview: tables in the paper's layout, one per store.
         details: all other tables, collapsed in HTML.
         details_title: heading of the details.
@@ -92,6 +95,8 @@ class Page:
     notes: tuple[str, ...] = field(default=())
     faults: tuple[str, ...] = field(default=())
     details_title: str = "All metrics, with intervals and paired differences"
+    answer: tuple[str, ...] = ()
+    forests: tuple[tuple[str, Markup], ...] = ()
 
     @property
     def shown_faults(self) -> tuple[str, ...]:
@@ -113,19 +118,21 @@ def heading(name: str, title: str) -> str:
 
 def markdown(page: Page) -> str:
     """Render the page as Markdown with pipe tables."""
-    parts = [f"# {markdown_text(page.title)}", _bullets(page.origins)]
-    parts += [f"**Not finished**\n\n{_bullets(page.shown_faults)}"] if page.faults else []
-    parts += [_markdown_grid(grid) for grid in page.overview]
-    parts += [_bullets(page.notes)] if page.notes else []
-    parts += [f"## {page.details_title}", *(_markdown_grid(grid) for grid in page.details)] if page.details else []
+    parts = [f"# {markdown_text(page.title)}", *([bullets(page.answer)] if page.answer else []), bullets(page.origins)]
+    parts += [f"**Not finished**\n\n{bullets(page.shown_faults)}"] if page.faults else []
+    parts += [markdown_grid(grid) for grid in page.overview]
+    parts += [bullets(page.notes)] if page.notes else []
+    parts += [f"## {page.details_title}", *(markdown_grid(grid) for grid in page.details)] if page.details else []
     return "\n\n".join(parts) + "\n"
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
+    """A list in Markdown."""
     return "\n".join(f"* {markdown_text(line)}" for line in lines)
 
 
-def _markdown_grid(grid: PageTable) -> str:
+def markdown_grid(grid: PageTable) -> str:
+    """A table in Markdown, with its caption."""
     rows = [grid.header, ("---", *("---:" for _ in grid.header[1:]))]
     for line in grid.lines:
         name = f"*{line.name}*" if line.kind != "method" else line.name
@@ -136,7 +143,7 @@ def _markdown_grid(grid: PageTable) -> str:
 
 def latex(page: Page) -> str:
     """Render the tables as LaTeX floats, which need the packages booktabs and graphicx."""
-    texts = (page.title, *page.origins, *page.shown_faults, *page.notes)
+    texts = (page.title, *page.answer, *page.origins, *page.shown_faults, *page.notes)
     comments = "\n".join(f"% {' '.join(printable(text).split())}" for text in texts)
     return "\n\n".join([comments, *(_latex_grid(grid) for grid in (*page.overview, *page.details))]) + "\n"
 

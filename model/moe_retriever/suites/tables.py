@@ -12,11 +12,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import polars as pl
+from markupsafe import Markup
 
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, read_metrics, tested, with_hidden
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
+from moe_retriever.suites.answer import MOST, Compared, answer_markdown, sentences
 from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
 from moe_retriever.suites.ranks import rank_table
@@ -24,7 +26,7 @@ from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, h
 from moe_retriever.suites.spec import BEST, REFERENCE, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
 from mrpipe.experiment.truth import read_best
 from mrpipe.store.masks import combination_name
-from mrpipe.store.parquet import write_frame
+from mrpipe.store.parquet import write_frame, write_text
 
 # Value and bounds, corrected p-value, and whether it differs from zero.
 _MEAN = ("mean", "low", "high")
@@ -182,6 +184,8 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
         overview.insert(0, ranks)
     compared = [(n, f) for n, f in enumerate(columns) if f.comparison.methods]
     details = [_detail(suite, n, f, cells, _data(f.column, columns)) for n, f in compared]
+    answers = [_compared(suite, f, columns) for _, f in compared]
+    drawn = ((a.forest_title(), a.forest()) for a in answers[:MOST])
     return Page(
         identifier=suite.name,
         title=heading(suite.name, suite.title),
@@ -191,6 +195,28 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
         details=tuple(details),
         notes=tuple(_notes(suite, columns, scores)),
         faults=tuple(folder for f in columns for folder in f.missing),
+        answer=tuple(sentences(answers)),
+        forests=tuple((title, Markup(plot)) for title, plot in drawn if plot),
+    )
+
+
+def _compared(suite: SuiteSpec, filled: Filled, columns: Sequence[Filled]) -> Compared:
+    column, metric = filled.column, next((m for m in suite.metrics if m in filled.metrics), filled.metrics[0])
+    # Named by its header if the data set has several columns, or the column more than missingness.
+    several = len([f for f in columns if f.column.data == column.data]) > 1
+    named = several or column.test or column.task or column.scheme or column.transforms
+    return Compared(
+        data=_data(column, columns),
+        dataset=column.dataset,
+        view=column.name if named else "",
+        n=filled.n,
+        missingness=None if named else column.missingness,
+        simulated=filled.origin == "simulated",
+        metric=metric,
+        comparison=filled.comparison,
+        controls=frozenset(r.name for r in suite.rows if r.control),
+        reference=suite.reference,
+        strongest=filled.strongest.get(metric),
     )
 
 
@@ -209,11 +235,14 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
     several = len(suite.metrics) > 1
     header = ["method", *(f.column.name + (f": {METRIC_NAMES[m]}" if several else "") for _, f, m in mine)]
     lines = []
+    digits = [_digits([c for (k, _, of), c in cells.items() if (k, of) == (n, m)], m) for n, _, m in mine]
+    if any(cells[key]["published"] is not None for key in cells if key[0] in {n for n, _, _ in mine}):
+        digits = [2 if METRIC[m].percent else d for (_, _, m), d in zip(mine, digits, strict=True)]
     for row in suite.every_row:
         found = [cells.get((n, row.name, m)) for n, _, m in mine]
         asked = [row.name in {*f.column.cells, *f.column.joined} or bool(f.column.absent) for _, f, _ in mine]
         if any(asked) if row.name != BEST else any(found):
-            ours = [_ours(c, f, row) for c, (_, f, _) in zip(found, mine, strict=True)]
+            ours = [_ours(c, f, row, d) for c, (_, f, _), d in zip(found, mine, digits, strict=True)]
             lines.append(Line("control" if row.control else "method", row.name, tuple(ours)))
         printed = ["" if c is None else with_sd(c["published"], c["published_sd"]) for c in found]
         if any(printed):
@@ -228,21 +257,26 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
     return PageTable(caption, tuple(header), tuple(lines))
 
 
-def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow) -> Cell:
+def _digits(cells: Sequence[Mapping[str, Any]], metric: str, name: str = "") -> int:
+    """Decimals of a column: as many as its widest interval carries; `name` is that of a difference."""
+    low, high = (f"{name}_low", f"{name}_high") if name else ("low", "high")
+    return METRIC[metric].digits(max([c[high] - c[low] for c in cells if c[low] is not None], default=None))
+
+
+def _ours(cell: Mapping[str, Any] | None, filled: Filled, row: SuiteRow, digits: int) -> Cell:
     if filled.column.absent:
         return Cell("not in store", "absent")
     if row.name not in filled.column.cells and cell is None:
         return Cell("", "ours")
     if cell is None or cell["mean"] is None:
         return Cell("not finished" if cell is None or not cell["seeds"] else "undefined", "absent")
-    return Cell(with_sd(cell["mean"], cell["sd"], 2 if METRIC[cell["metric"]].percent else 3), "ours", cell["leads"])
+    return Cell(with_sd(cell["mean"], cell["sd"], digits), "ours", cell["leads"])
 
 
-def _between(cell: Mapping[str, Any], low: str, high: str) -> str:
+def _between(cell: Mapping[str, Any], low: str, high: str, digits: int) -> str:
     if cell[low] is None:
         return " [no interval]"
-    digits = ".1f" if METRIC[cell["metric"]].percent else ".3f"
-    return f" [{number(cell[low], digits)}, {number(cell[high], digits)}]"
+    return f" [{number(cell[low], f'.{digits}f')}, {number(cell[high], f'.{digits}f')}]"
 
 
 def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: str) -> PageTable:
@@ -255,6 +289,9 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
     header = ["method", "seeds", *(METRIC_NAMES[m] for m in filled.metrics)]
     header += [f"{METRIC_NAMES[m]}: {words}" for _, words in shown for m in metrics]
     lines = []
+    of_metric = {m: [c for (_, of), c in mine.items() if of == m] for m in filled.metrics}
+    digits = {m: _digits(of, m) for m, of in of_metric.items()}
+    of_difference = {(kind, m): _digits(of_metric[m], m, kind) for kind, _ in shown for m in metrics}
     for row in suite.every_row:
         ours = {m: c for m in filled.metrics if (c := mine.get((row.name, m))) and c["mean"] is not None}
         if not ours:
@@ -265,10 +302,10 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
             text = (
                 "–"
                 if c is None
-                else with_sd(c["mean"], c["sd"], 2 if METRIC[metric].percent else 3) + _between(c, "low", "high")
+                else with_sd(c["mean"], c["sd"], digits[metric]) + _between(c, "low", "high", digits[metric])
             )
             texts.append(Cell(text, "ours", c is not None and c["leads"]))
-        texts += [_difference(ours.get(metric), kind) for kind, _ in shown for metric in metrics]
+        texts += [_difference(ours.get(m), kind, of_difference[kind, m]) for kind, _ in shown for m in metrics]
         lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
     n_seeds = max(c["seeds"] for c in mine.values())
     over = "test subjects only (one seed)" if n_seeds == 1 else "seeds and test subjects"
@@ -280,13 +317,15 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
     return PageTable(caption, tuple(header), tuple(lines))
 
 
-def _difference(cell: Mapping[str, Any] | None, kind: str) -> Cell:
+def _difference(cell: Mapping[str, Any] | None, kind: str, digits: int) -> Cell:
     """A difference with its interval, in bold if it holds after correction; the strongest control by name."""
     style = "regret" if kind == "regret" else "diff"
     if cell is None or cell[kind] is None:
         return Cell("", style)
-    text = number(cell[kind], "+.1f" if METRIC[cell["metric"]].percent else "+.3f")
-    text += _between(cell, f"{kind}_low", f"{kind}_high") + (f" ({cell['strongest']})" if kind == "gain" else "")
+    text = number(cell[kind], f"+.{digits}f")
+    text += _between(cell, f"{kind}_low", f"{kind}_high", digits) + (
+        f" ({cell['strongest']})" if kind == "gain" else ""
+    )
     return Cell(text, style, bool({"difference": cell["holds"], "gain": cell["gain_holds"]}.get(kind)))
 
 
@@ -339,12 +378,13 @@ def _notes(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) ->
 
 
 def write_tables(suite: SuiteSpec, runs: Path, out: Path) -> Page:
-    """Write table.md, table.tex, table.html and scores.parquet to `out`."""
+    """Write table.md, table.tex, table.html, answer.md and scores.parquet to `out`."""
     columns = [fill(suite, column, runs) for column in suite.columns]
     scores = score_frame(suite, columns)
     page = make_page(suite, columns, scores)
     write_frame(out / "scores.parquet", scores)
     write(page, out)
+    write_text(out / "answer.md", answer_markdown(page.answer, page.overview))
     return page
 
 

@@ -92,16 +92,16 @@ def labelled(records: pl.DataFrame, options: AdniOptions, attrition: Attrition) 
     if options.label == "stable_dx":
         if options.blank_diagnosis == "exclude":
             summary = summary.filter(pl.col("n_blank") == 0)
-            attrition.step("a visit without a diagnosis (blank_diagnosis=exclude)", len(summary))
+            attrition.step("a visit without a diagnosis", len(summary))
         summary = summary.filter(pl.col("n_states") == 1)
-        attrition.step("the diagnosis changes (label=stable_dx)", len(summary))
+        attrition.step("diagnosis changes between visits", len(summary))
     known = records.join(summary.select("rid"), on="rid", how="semi").filter(pl.col("dx").is_not_null())
     if options.label == "baseline_dx":
         known = known.filter(pl.col("month") <= 0)
     # Take the last eligible record. For baseline_dx the baseline visit is sorted after screening.
     chosen = known.group_by("rid", maintain_order=True).last()
     if options.label == "baseline_dx":
-        attrition.step("no diagnosis at screening or baseline (label=baseline_dx)", len(chosen))
+        attrition.step("no diagnosis at screening or baseline", len(chosen))
     return chosen.select("rid", pl.col("dx").alias("value"), "month", "date", "viscode")
 
 

@@ -125,19 +125,18 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
     ).hstack(pl.DataFrame([_app(apps[s][0] if s in apps else None) for s in ids], schema=APP_SCHEMA, orient="row"))
     samples = samples.join(_issue_columns(issues), on="sample_id", how="left", maintain_order="left", validate="1:1")
 
-    attrition = Attrition(len(samples), "screens in design_topics.csv")
+    attrition = Attrition(len(samples), "screens with a design topic")
     if options.exclude_issues != "none":
         limit = enrico.SEVERITIES.index(options.exclude_issues)
         samples = samples.filter(pl.col("issue_rank").fill_null(-1) < limit)
         worse = " or worse" if options.exclude_issues != "high" else ""
-        reason = f"an issue of severity {options.exclude_issues}{worse} (exclude_issues={options.exclude_issues})"
-        attrition.step(reason, len(samples))
+        attrition.step(f"issue of severity {options.exclude_issues}{worse}", len(samples))
     if options.landscape == "exclude":
         # A screenshot can be upright although its screen is in landscape; issues.csv lists those.
         listed = issues.filter(pl.col("description") == enrico.LANDSCAPE_MODE)["screen_id"].implode()
         upright = pl.col("screen_width") <= pl.col("screen_height")
         samples = samples.filter(upright.fill_null(True) & ~pl.col("sample_id").is_in(listed))
-        attrition.step("screenshot in landscape (landscape=exclude)", len(samples))
+        attrition.step("screenshot in landscape", len(samples))
 
     labels = samples.select("sample_id").join(topics, left_on="sample_id", right_on="screen_id", how="left")
     index = {topic: i for i, topic in enumerate(enrico.TOPICS)}

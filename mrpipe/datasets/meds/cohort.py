@@ -10,7 +10,7 @@ from mrpipe.datasets.meds.config import PAGE, Codes, MedsConfig, MedsLabel, Meds
 from mrpipe.datasets.meds.shards import ABOUT, CODES, EVENT, SPLITS, TIME, files_of, read, require, run, scan, titles
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.reading import reading
-from mrpipe.schema import Attrition, Checked, Cohort
+from mrpipe.schema import Attrition, Checked, Cohort, flow_lines
 from mrpipe.store.splits import PART_ALIASES
 
 DEATH = Codes(("MEDS_DEATH",))
@@ -54,7 +54,7 @@ def _of_events(config: MedsConfig, known: Timeline) -> tuple[pl.DataFrame, Attri
     """`subject_id, prediction_time, sample_id` of the samples that events define, and the attrition."""
     s, time = config.samples, pl.col("prediction_time")
     frame = known.times(s.event, "begin")
-    flow = Attrition(len(frame), "events of samples.event")
+    flow = Attrition(len(frame), "events that define a sample")
 
     def narrow(condition: pl.Expr, reason: str) -> None:
         nonlocal frame
@@ -63,17 +63,17 @@ def _of_events(config: MedsConfig, known: Timeline) -> tuple[pl.DataFrame, Attri
 
     if s.end.prefixes:
         frame = known.following(frame, "begin", s.end, "end", at=True)
-        narrow(pl.col("end").is_not_null(), "the stay has no end")
+        narrow(pl.col("end").is_not_null(), "no end of the stay")
     at = pl.col("end") if s.at is None else pl.col("begin") + pl.duration(seconds=s.at)
     frame = frame.with_columns(at.alias("prediction_time"))
     if s.end.prefixes and s.at is not None:
-        narrow(time < pl.col("end"), "the stay ends before the prediction time")
+        narrow(time < pl.col("end"), "end of the stay before the prediction time")
     frame = frame.join(known.times(DEATH, "death").group_by("subject_id").min(), on="subject_id", how="left")
     narrow((pl.col("death") > time).fill_null(True), "death before the prediction time")
     key = ["subject_id"] if s.which != "all" else ["subject_id", "prediction_time"]
     frame = frame.sort("subject_id", "prediction_time", descending=[False, s.which == "last"])
     frame = frame.unique(key, keep="first", maintain_order=True)
-    flow.step("repeated prediction time" if s.which == "all" else f"not the {s.which} of the subject", len(frame))
+    flow.step("repeated prediction time" if s.which == "all" else f"not the {s.which} event of the subject", len(frame))
     sample_id = _LONG_ID if s.which == "all" else pl.col("subject_id").cast(pl.String)
     return frame.select("subject_id", "prediction_time", sample_id.alias("sample_id")), flow
 
@@ -123,7 +123,7 @@ def assemble(raw: Path, config: MedsConfig, known: Timeline) -> Cohort:
     """
     samples, flow = _of_file(raw, config, known) if config.samples.file else _of_events(config, known)
     if samples.is_empty():
-        lost = "; ".join(f"{reason}: {n} left" for _, reason, _, n in flow.frame().iter_rows())
+        lost = "; ".join(flow_lines(flow.frame()))
         raise DataError(Fault(file=config.shown_as, column="samples", expected="at least one sample", found=lost))
     labels = {label.task.name: _value(label, config.samples.file, samples, known) for label in config.labels}
     columns = ["sample_id", "subject_id", "prediction_time"]

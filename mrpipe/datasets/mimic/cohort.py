@@ -4,20 +4,21 @@ A sample is a patient. Only `visits` filters admissions; the readers of codes, n
 that no modality includes an excluded visit.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.scan.scanner import is_parquet
 from mrpipe.datasets.mimic.tables import detect_release, find_table, open_optional, open_table
 from mrpipe.delimited import line_of
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW
-from mrpipe.schema import Attrition, Cohort
+from mrpipe.schema import Attrition, Cohort, flow_lines
 
+_LOG = logging.getLogger(__name__)
 TASK = "mortality"
 PAPER = {
     "patients": 9_003,
@@ -134,20 +135,20 @@ def visits(raw: Path, options: MimicOptions) -> Visits:
 
     narrow(possible, "no admission between birth and death")
     if options.reversed_visits == "drop":
-        narrow(pl.col("admittime") <= pl.col("dischtime"), "only visits that are discharged before their admission")
+        narrow(pl.col("admittime") <= pl.col("dischtime"), "all visits end before they begin")
     if options.overlapping_visits == "drop":
         before = pl.col("dischtime").cum_max().shift(1).over("subject_id")
-        narrow(before.is_null() | (pl.col("admittime") >= before), "only visits that overlap an earlier one")
+        narrow(before.is_null() | (pl.col("admittime") >= before), "no visit without overlap with an earlier one")
     enough = pl.len().over("subject_id") >= options.min_visits
     if options.min_visits_stage == "before":
-        narrow(enough, f"fewer than {options.min_visits} visits, of any kind")
+        narrow(enough, f"fewer than {options.min_visits} visits")
     if options.terminal_visits == "drop":
         terminal = (
             (pl.col("hospital_expire_flag") == 1)
             | pl.col("deathtime").is_not_null()
             | (pl.col("death") <= pl.col("dischtime").dt.date()).fill_null(False)
         )
-        narrow(~terminal, "only visits that end in death")
+        narrow(~terminal, "all visits end in death")
     if options.icd9 != "off":
         kept = kept.join(icd9_visits(raw, options), on="hadm_id", how="semi")
         which = "only ICD-9 codes" if options.icd9 == "all" else "an ICD-9 code"
@@ -242,9 +243,9 @@ def build_cohort(raw: Path, options: MimicOptions) -> Cohort:
         .filter(pl.col("value").is_not_null())
         .sort("sample_id")
     )
-    found.attrition.step(f"state unknown {options.horizon_days} days after the index discharge", len(frame))
+    found.attrition.step(f"vital status unknown {options.horizon_days} days after the index discharge", len(frame))
     if frame.is_empty():
-        lost = "; ".join(f"{n:,} {reason}" for n, reason in _flow(found.attrition.frame()) if n)
+        lost = "; ".join(flow_lines(found.attrition.frame().filter(pl.col("n_before") > 0)))
         expected = "at least one patient in the cohort"
         fix = "Relax the rule that excludes them; mrpipe options mimic lists the rules."
         raise DataError(Fault(file="hosp/admissions", expected=expected, found=lost, fix=fix))
@@ -296,19 +297,11 @@ def code_counts(raw: Path, kept: pl.DataFrame, options: MimicOptions) -> pl.Data
     )
 
 
-def _flow(attrition: pl.DataFrame) -> list[tuple[int, str]]:
-    """Number of patients at the start, and number excluded by each step."""
-    return [
-        (before - after, f"excluded: {reason}") if step else (after, reason)
-        for step, reason, before, after in attrition.iter_rows()
-    ]
-
-
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
-    log("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
-    for n, reason in _flow(attrition):
-        log(f"  {n:>9,}  {reason}")
-    log(f"  {attrition['n_after'][-1]:>9,}  in the cohort [{PAPER['patients']:,}]")
+    _LOG.info("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
+    for line in flow_lines(attrition):
+        _LOG.info(f"  {line}")
+    _LOG.info(f"  included: n = {attrition['n_after'][-1]:,} [{PAPER['patients']:,}]")
     counted = {
         "deaths within a year": int(value.sum()),
         "patients without diagnoses": int((samples["n_diagnoses"] == 0).sum()),
@@ -316,7 +309,7 @@ def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) ->
     }
     for name, n in counted.items():
         expected = PAPER[name]
-        log(f"  {n:>9,}  {name}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
+        _LOG.info(f"  {n:>9,}  {name}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
 
 
 def visits_of(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:

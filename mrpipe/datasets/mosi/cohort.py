@@ -16,9 +16,9 @@ def cohort(raw: Path, options: MosiOptions) -> Cohort:
     seconds (null in formats without times). The labels are the tasks of the corpus, functions of the sentiment score.
     """
     clips = open_export(raw, options).clips.sort("sample_id")
-    attrition = Attrition(len(clips))
+    attrition = Attrition(len(clips), "clips in the export")
     kept = clips.filter(pl.col("fold").is_not_null())
-    attrition.step("the video is in none of the three fold lists", len(kept))
+    attrition.step("video in none of the three fold lists", len(kept))
     labels = {}
     for task, value in options.corpus.tasks:
         dtype = pl.Float32 if task.kind == "regression" else pl.Int8

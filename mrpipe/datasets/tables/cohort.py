@@ -162,7 +162,7 @@ def assemble(
     attrition = Attrition(len(frame), f"rows of {config.cohort_file}")
     for reason, left in people.drop(frame, config.drop, "top level", faults):
         frame = left
-        attrition.step(f"dropped: {reason}", len(frame))
+        attrition.step(reason, len(frame))
     frame = people.unique(frame, faults)
     if frame.is_empty():
         faults.add(people.fault("at least one row", "none: all rows were dropped"))

@@ -80,7 +80,7 @@ def test_each_sample_gets_the_map_selected_by_the_rule(export: Path, tmp_path: P
     zero = {i for i, row in enumerate(array) if not row.any()}
     assert len(zero) > 0
     failed = scans.filter(status="failed")
-    assert set(failed["reason"].str.split(":").list.first()) <= {"all voxels 0"}
+    assert {reason[:16] for reason in failed["reason"]} <= {"all voxels are 0"}
     assert list(volumes) == sorted(volumes)
 
 
@@ -123,7 +123,7 @@ def test_values_beyond_float16_fail_the_scan_unless_stored_as_float32(export: Pa
     volumes, scans = read(raw, cohort(subjects()), tmp_path / "work")
     assert rows[0][0] not in volumes
     assert "image_dtype=float32" in scans.filter(sample_id=rows[0][0])["reason"][0]
-    assert "without a finite value" in scans.filter(sample_id=rows[-1][0])["reason"][0]
+    assert "missing values" in scans.filter(sample_id=rows[-1][0])["reason"][0]
     wide, _ = read(raw, cohort(subjects()), tmp_path / "work", image_dtype="float32")
     assert wide[rows[0][0]].max() == 1e6
     assert rows[-1][0] not in wide

@@ -40,9 +40,9 @@ def test_a_sample_is_lost_only_if_all_attempts_fail_and_is_counted_once() -> Non
     frame = attempts(("a", "x"), ("a", None), ("b", "x"), ("b", "y"), ("c", "y"), ("d", None), ("e", "y"))
     found = losses("image", frame)
     assert found.drop("step").rows() == [
-        ("found in the export", 5, 5, "image"),
-        ("image left out: y", 5, 3, "image"),
-        ("image left out: x", 3, 2, "image"),
+        ("samples with image in the export", 5, 5, "image"),
+        ("y", 5, 3, "image"),
+        ("x", 3, 2, "image"),
     ]
     assert found["step"].to_list() == [0, 1, 2]
 
@@ -84,13 +84,13 @@ def test_a_failed_scan_is_counted_and_does_not_stop_the_build(raw: Path, tmp_pat
     found = after.losses.filter(modality="image")
     n = len(imaged)
     assert found.select("reason", "n_before", "n_after").rows() == [
-        ("found in the export", n, n),
-        ("image left out: all voxels 0: the pipeline that made the maps failed on this scan", n, n - 3),
-        ("image left out: voxels of the mask without a finite value", n - 3, n - 4),
+        ("samples with image in the export", n, n),
+        ("all voxels are 0, as after a failure of the pipeline that made the maps", n, n - 3),
+        ("missing values in the brain mask", n - 3, n - 4),
     ]
     assert before.losses.filter(modality="image")["n_after"].to_list() == [len(imaged)]
     text = "".join((tmp_path / "after" / name).read_text() for name in ("manifest.json", "README.md"))
-    assert "image left out: all voxels 0" in text
+    assert "- image: excluded: all voxels are 0, as after a failure of the pipeline that made the maps, n = 3;" in text
     assert not any(ptid in text for ptid in imaged)
     table = pl.read_parquet(qc_folder(tmp_path / "after") / "qc.parquet")
     assert table["status"].value_counts().sort("status")["count"].to_list() == [4, len(imaged) - 4]
@@ -131,7 +131,7 @@ def test_participants_excluded_from_genotypes_are_counted(raw: Path, tmp_path: P
     after = mrpipe.open_store(tmp_path / "after")
     assert set(held) - set(after.samples("genomic").collect()["sample_id"]) == {twice, bad}
     reasons = after.losses.filter(pl.col("step") > 0).select("modality", "reason").rows()
-    assert sorted(reasons) == sorted(("genomic", f"genomic left out: {r}") for r in (TOO_FEW_CALLS, DISCORDANT))
+    assert sorted(reasons) == sorted(("genomic", r) for r in (TOO_FEW_CALLS, DISCORDANT))
 
 
 # --- quality control

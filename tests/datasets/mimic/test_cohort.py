@@ -129,7 +129,7 @@ def test_censoring_of_deaths() -> None:
 
 def test_a_horizon_beyond_the_follow_up_excludes_patients_with_a_reason(tmp_path: Path) -> None:
     raw = Toy().write(tmp_path)
-    reasons = r"found 4 patients in the export; 1 excluded: no admission.*; 3 excluded: state unknown 730 days"
+    reasons = r"assessed: patients in the export, n = 4; excluded: no admission.*, n = 1; .*vital status unknown 730 d"
     with pytest.raises(DataError, match=reasons):
         build_cohort(raw, options(horizon_days=730))
 

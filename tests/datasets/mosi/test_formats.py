@@ -319,7 +319,7 @@ def test_videos_outside_the_folds_are_excluded_with_a_reason(exports: dict[str, 
     n_out = (whole.samples["subject_id"] == video).sum()
     assert cohort.attrition.rows()[-1] == (
         1,
-        "the video is in none of the three fold lists",
+        "video in none of the three fold lists",
         len(whole.samples),
         len(whole.samples) - n_out,
     )

@@ -112,11 +112,7 @@ def test_rows_are_dropped_and_counted(tmp_path: Path) -> None:
         drop={"site": ["south"]}, modalities={"a": {"file": "a.csv", "columns": ["x"], "drop": {"status": ["failed"]}}}
     )
     store = built(tmp_path, {"people.csv": people(), "a.csv": csv("id,x,status", rows)}, spec)
-    assert store.attrition["reason"].to_list() == [
-        "rows of people.csv",
-        "dropped: site is south",
-        "no modality observed",
-    ]
+    assert store.attrition["reason"].to_list() == ["rows of people.csv", "site is south", "no modality observed"]
     assert store.attrition["n_after"].to_list() == [60, 40, 32]
     assert values(store, "a")["p01"] == [1]
 

@@ -220,9 +220,7 @@ def test_many_pairs_and_combinations_are_summarised() -> None:
     combinations = [f"c{i:02d}" for i in range(12)]
     table = pl.DataFrame({"combination": combinations, "expert": 0, "name": "m0_1", "visits": range(12, 0, -1)})
     figure = plots.combination_shares(table.with_columns(ratio=pl.col("visits") / pl.col("visits").sum()))
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    labels = [t.get_text() for t in legend.get_texts()]
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert labels == [*combinations[:7], "others"]
     many = pl.concat([table.with_columns(combination=pl.lit(f"x{i}") + pl.col("combination")) for i in range(3)])
     figure = plots.expert_selection(many.with_columns(ratio=pl.lit(1.0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from moe_retriever.report import Inputs, cautions, write_report
+from moe_retriever.report import Inputs, write_report
 from moe_retriever.report import page as page_module
 from moe_retriever.report.experiments import _rows
 from moe_retriever.report.runs import by_experiment, missingness_of, read_run, tell_apart, tidy
@@ -95,7 +96,7 @@ def test_the_page_is_well_formed_and_self_contained(page: Path) -> None:
     assert found.assets
     assert all(a.startswith(("#", "data:image/")) for a in found.assets)
     assert not re.search(r"https?://(?!www\.w3\.org)", page.read_text())
-    assert page.stat().st_size < 2e6
+    assert page.stat().st_size < 6e5
 
 
 def test_links_have_targets_and_ids_are_unique(page: Path) -> None:
@@ -129,15 +130,16 @@ def test_a_regression_is_reported_in_its_own_unit(
     write_report(Inputs(runs=[out, *others]), tmp_path / "results" / "report" / "index.html")
     text = (tmp_path / "results" / "report" / "index.html").read_text()
     assert '<th scope="col" class="n">MAE</th>' in text
-    assert f'<td class="n">{found["mae"]["value"]:.3f}<br>' in text
+    # As many decimals as the interval carries.
+    assert re.search(rf'<td class="n">{found["mae"]["value"]:.1f}<br><span class="interval">\[\d\.\d, ', text)
     assert "MAE by observed modalities" in text
     assert "The metrics are MAE, RMSE, Corr and R²" in text
     assert "to predict score (a number)" in text
     assert "to minimise the squared error of the standardised target" in text
     assert "cross-entropy" not in text.split("Methods text")[-1]
     # Nothing is selected for the majority class, and the number of trials is not an option.
-    assert "For logistic, c was selected on the validation samples" in text
-    assert "For majority" not in text
+    assert "For logistic regression, c was selected on the validation samples" in text
+    assert "For majority class" not in text
     capsys.readouterr()
     print_summary(tmp_path / "results")
     printed = capsys.readouterr().out
@@ -147,14 +149,14 @@ def test_a_regression_is_reported_in_its_own_unit(
 
 def test_the_page_has_all_sections(page: Path) -> None:
     text = page.read_text()
-    for section in ("overview", "cautions", "data", "suites", "experiments", "methods", "record"):
-        assert f'id="{section}"' in text
-    for heading in ("Modality combinations", "Cohort selection", "Data dictionary", "Leakage audit", "References"):
+    places = [text.index(f'id="{name}"') for name in ("answer", "experiments", "suites", "data", "methods", "record")]
+    assert places == sorted(places)
+    for heading in ("Modality combinations", "Cohort flow", "Data dictionary", "Leakage audit", "References"):
         assert heading in text
-    assert SUITE.replace('id="', 'id="suite-') in text
-    # Three of the experiment (combinations, learning curves, routing) and four of its clinical performance, two of the
-    # store, one of the suite.
-    assert len(re.findall("<svg", text)) == 10
+    assert SUITE.replace('id="', 'id="suite-').replace('"scroll"', '"scroll" tabindex="0"') in text
+    # The forest plot, three of the experiment (combinations, learning curves, routing), four of its clinical
+    # performance, two of the store, one of the suite.
+    assert len(re.findall('<svg[^>]* role="img"', text)) == 11
 
 
 def test_simulated_data_are_announced_at_the_top(page: Path) -> None:
@@ -180,7 +182,7 @@ def test_the_table_has_the_means_over_run_folders(page: Path, runs: list[Path]) 
     values = [json.loads((r / "metrics.json").read_text())["metrics"]["accuracy"]["value"] for r in runs[:2]]
     mean = 100 * sum(values) / 2
     spread = 100 * abs(values[0] - values[1]) / 2**0.5
-    assert f"{mean:.2f} ± {spread:.2f}" in page.read_text()
+    assert f"{mean:.1f} ± {spread:.1f}" in page.read_text()
     scores = pl.read_csv(page.parent / "results.csv")
     mine = scores.filter(method="moe_retriever", by="all", metric="accuracy").sort("seed")["value"].to_list()
     assert mine == pytest.approx(values)
@@ -249,11 +251,23 @@ def test_a_page_with_many_experiments_stays_small(
         (many[-1] / "metrics.json").write_text(json.dumps(metrics))
     write_report(Inputs(runs=many, stores=[store.path]), tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
-    # All scores, and figures and clinical performance (three tables, four figures) of the first experiment.
-    assert len(re.findall('<table class="results">', text)) == 60 + 3
+    assert len(re.findall("<caption>toy: outcome from table", text)) == 60
+    # Three of the first experiment, four of its clinical performance and two of the store; cautions of each experiment.
     assert len(re.findall("<svg", text)) == 5 + 4
     assert len(text) < 1.5e6
-    assert f"and {60 - cautions.MOST_PLACES} more" in text
+    assert len(re.findall('<ul class="cautions"', text)) == 60
+    assert "and 54 more places" in text
+
+
+def test_the_answer_is_written_next_to_the_page(page: Path) -> None:
+    said, *tables = (page.parent / "answer.md").read_text().split("\n\n")
+    (sentence,) = said.splitlines()
+    assert sentence.startswith("* On simulated toy (")
+    assert html.escape(sentence.removeprefix("* "), quote=False) in html.unescape(page.read_text())
+    assert "MoE-Retriever is " in sentence
+    assert "majority class" in sentence
+    assert any("| MoE-Retriever | 2 |" in table for table in tables)
+    assert any("| *majority class* | 1 |" in table and "[no interval]" in table for table in tables)
 
 
 def test_an_unfinished_run_is_a_data_error(runs: list[Path], tmp_path: Path) -> None:
@@ -388,7 +402,7 @@ def test_every_table_has_the_majority_class(runs: list[Path], tmp_path: Path) ->
     row = re.search(r'<tr class="control">(?:(?!</tr>).)*</tr>', (tmp_path / "index.html").read_text(), re.DOTALL)
     assert row
     assert f"majority class ({said['class']})" in row[0]
-    assert f"{100 * said['accuracy']:.2f}" in row[0]
+    assert f">{100 * said['accuracy']:.1f}<" in row[0]
 
 
 def test_the_summary_prints_the_path_of_the_report(
@@ -420,11 +434,11 @@ def test_a_suite_includes_its_stores_cells_and_searches(
     text = (tmp_path / "index.html").read_text()
     assert f'id="store-toy-{store.store_id}"' in text
     methods = text[text.index('id="methods-text"') :]
-    assert "methods were compared: moe_retriever" in methods
+    assert "methods were compared: MoE-Retriever" in methods
     assert "most frequent class" not in methods
     assert "7 trials" in methods
     assert "99 trials" not in methods
-    assert 'href="#suites"' in text[text.index('id="cautions"') : text.index('id="data"')]
+    assert 'href="#suite-cautions"' in text[text.index('id="cautions"') : text.index('id="data"')]
     assert "<h2>Experiments</h2>" not in text
 
 

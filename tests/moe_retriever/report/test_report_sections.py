@@ -20,13 +20,14 @@ from PIL import Image
 from moe_retriever.metrics import METRIC
 from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
-from moe_retriever.report.experiments import _cell
+from moe_retriever.report.experiments import _cell, _digits
 from moe_retriever.report.methods_text import methods_text
-from moe_retriever.report.quality import NAMES, describe_quality
+from moe_retriever.report.quality import describe_quality
 from moe_retriever.report.runs import ReportedRun, read_run
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.datasets.adni.image.raw import SCAN_SCHEMA
+from mrpipe.imaging.qc import MEASURES
 from mrpipe.schema import DICTIONARY_SCHEMA
 
 # Dictionary.
@@ -359,7 +360,7 @@ def test_failed_scans_and_outliers_are_counted_and_shown_first(tmp_path: Path) -
     assert said["reasons"] == [("no brain", 6)]
     assert [r["scan"] for r in said["rows"]] == [0, 10, 20, 30, 40, 50, 7]
     assert [x["name"] for x in said["numbers"]] == ["grey-matter volume (ml)"]
-    assert said["rows"][-1]["outlier"] == "outlier: grey-matter volume (ml)"
+    assert said["rows"][-1]["outlier"] == "grey-matter volume (ml)"
     assert said["sheet"]
     assert len(said["sheet"]) < 200_000
     assert describe_quality(tmp_path / "nowhere") is None
@@ -367,7 +368,7 @@ def test_failed_scans_and_outliers_are_counted_and_shown_first(tmp_path: Path) -
 
 def test_every_measure_of_a_scan_has_a_displayed_name() -> None:
     measures = {name for name, dtype in SCAN_SCHEMA.items() if dtype.is_float()} - {"seconds", "peak_mb"}
-    assert measures - set(NAMES) == set()
+    assert measures - set(MEASURES) == set()
 
 
 # Cells of the tables.
@@ -376,12 +377,12 @@ def test_every_measure_of_a_scan_has_a_displayed_name() -> None:
 def test_a_mean_over_seeds_is_undefined_if_a_seed_is() -> None:
     def cell(*rows: tuple[float | None, float | None, float | None]) -> dict[str, str]:
         frame = pl.DataFrame(rows, schema=dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row")
-        return _cell(frame, METRIC[metric])
+        return _cell(frame, METRIC[metric], _digits(frame, METRIC[metric]))
 
     metric = "accuracy"
-    assert cell((0.5, 0.4, 0.6), (0.7, 0.6, 0.8)) == {"text": "60.00 ± 14.14", "interval": "[50.0, 70.0]"}
+    assert cell((0.5, 0.4, 0.6), (0.7, 0.6, 0.8)) == {"text": "60.0 ± 14.1", "interval": "[50.0, 70.0]"}
     assert cell((0.5, 0.4, 0.6), (None, None, None)) == {"text": "– (undefined for 1 of 2 seeds)", "interval": ""}
-    assert cell((0.5, None, None), (0.7, 0.6, 0.8)) == {"text": "60.00 ± 14.14", "interval": ""}
+    assert cell((0.5, None, None), (0.7, 0.6, 0.8)) == {"text": "60.0 ± 14.1", "interval": ""}
     assert cell((None, None, None)) == cell() == {"text": "–", "interval": ""}
     metric = "mae"
-    assert cell((0.5, 0.4, 0.6)) == {"text": "0.500", "interval": "[0.400, 0.600]"}
+    assert cell((0.5, 0.4, 0.6)) == {"text": "0.50", "interval": "[0.40, 0.60]"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -129,6 +130,8 @@ def test_outdated_figures_are_removed(store: Store, runs: Path, tmp_path: Path) 
 def test_the_gradient_figure_has_all_methods(store: Store, runs: Path, tmp_path: Path) -> None:
     text, found = drawn("gradients", store, runs, tmp_path)
     assert found == pictures(f"{NAME}-gradients")
+    title = r"<title>\w+, table\+series\+genotype: gradient cosine similarity of modality pairs during training</title>"
+    assert re.search(title, (tmp_path / f"{NAME}-gradients.svg").read_text())
     frame = pl.read_csv(tmp_path / f"{NAME}-gradients.csv")
     assert set(frame["row"]) == {"MOE_RETRIEVER", "ZERO_FILL"}
     mean = frame.filter(row="ZERO_FILL", kind="tokens", first="table", second="series")["cosine"].mean()

@@ -122,13 +122,13 @@ def _copies(array: NDArray, ptids: list[str], shown_as: str) -> Fault | None:
 def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     """Return the vector; raises `ScanFailedError` if it is not a valid map or does not fit into `dtype`."""
     if n_bad := int((~np.isfinite(vector)).sum()):
-        raise ScanFailedError("voxels of the mask without a finite value", f"{n_bad} of them")
+        raise ScanFailedError("missing values in the brain mask", f"{n_bad} of them")
     if not vector.any():
-        raise ScanFailedError("all voxels 0: the pipeline that made the maps failed on this scan")
+        raise ScanFailedError("all voxels are 0, as after a failure of the pipeline that made the maps")
     if vector.min() == vector.max():
         raise ScanFailedError("all voxels have the same value", f"{vector[0]:.4g}")
     if vector.min() < -0.05 * vector.max():
-        raise ScanFailedError("negative values, which a map of grey matter does not have", f"{vector.min():.4g}")
+        raise ScanFailedError("negative values", f"{vector.min():.4g}")
     if (peak := float(np.abs(vector).max())) > float(np.finfo(dtype).max):
         raise ScanFailedError(f"a value does not fit into {dtype}; set image_dtype=float32", f"{peak:.4g}")
     return vector
@@ -231,14 +231,14 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
 
     def load(file: str, image_id: str) -> NDArray[np.float32]:
         if not (root / file).is_file():
-            raise ScanFailedError("the manifest names a file that does not exist")
+            raise ScanFailedError("missing file")
         try:
             volume = on_grid(root / file, "the map", grid.mask.shape, grid.affine)
         except DataError as error:
             if isinstance(error, StorageError):
                 raise
             fault = error.faults[0]
-            raise ScanFailedError(f"expected {fault.expected}", f"found {fault.found}") from error
+            raise ScanFailedError(f"unusable map, expected {fault.expected}", f"found {fault.found}") from error
         # CAT12 and SPM give fractions of a voxel.
         scale = SCALE if MODULATED.fullmatch(file) else 1
         return _checked_vector(grid.vector(volume) * np.float32(scale), options.image_dtype)

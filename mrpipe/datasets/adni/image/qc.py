@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from mrpipe.datasets.adni.image.raw import NUMBERS
-from mrpipe.imaging.qc import contact_sheet, note_picture, outliers
+from mrpipe.imaging.qc import contact_sheet, measures_titled, note_picture, outliers
 from mrpipe.store.parquet import replacing, write_frame
 
 # Measurements whose outliers are flagged, by source of the map. Folded voxels are not among them: nearly all scans
@@ -37,13 +37,13 @@ def qc_table(tried: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_image_qc(tried: pl.DataFrame, parts: Path, out: Path) -> None:
-    """Write `qc.parquet` (`qc_table`) and `contact_sheet.png`, captioned by `scan`, failed and flagged scans first."""
+    """Write `qc.parquet` (`qc_table`) and `contact_sheet.png`, captioned by scan; failed and flagged scans first."""
     table = qc_table(tried)
     write_frame(out / "qc.parquet", table)
     pictured = table.with_columns(tried["picture"]).filter(pl.col("picture").is_not_null())
     shown = pictured.sort(pl.col("status") == "ok", pl.col("outlier") == "", "scan").head(SHEET_SCANS)
     captions = [
-        f"{scan}: {reason or outlier or 'ok'}"
+        f"scan {scan}: {reason or (f'outlier in {measures_titled(outlier)}' if outlier else 'no findings')}"
         for scan, reason, outlier in shown.select("scan", "reason", "outlier").iter_rows()
     ]
     n_maps = int((table["source"] == "map").sum())
