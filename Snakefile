@@ -62,18 +62,19 @@ rule runs:
 
 
 onstart:
-    begin_suites()
+    begin(log)
 
 
 onsuccess:
-    from workflow.planning.summary import print_summary
-
     end_suites()
-    print_summary(Path(path("<results>")))
+    summarise()
 
 
 onerror:
     end_suites()
     place = log if isinstance(log, str) else " ".join(log)
-    sys.stderr.write(f"The run failed. Failed jobs and their logs are listed above; log of this run: {place}\n")
-    sys.stderr.write("If it was interrupted, run the same command again to continue.\n")
+    if OUTPUT and BEGUN:
+        sys.stderr.write(f"{BEGUN[0][-1].ending(place)}\n")
+    else:
+        sys.stderr.write(f"The run failed. Failed jobs and their logs are listed above; log of this run: {place}\n")
+        sys.stderr.write("If it was interrupted, run the same command again to continue.\n")

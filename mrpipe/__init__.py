@@ -1,5 +1,6 @@
 """Convert raw clinical and multimodal exports to sealed Parquet feature stores with modality-availability bitmasks."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +8,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Arrays", "Store", "open_store"]
 __version__ = "0.2.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # as a library, print nothing unless asked to
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 # Files of more than a minute, which workers begin with, so that they end together.
 LONG = ("test_end_to_end.py", "test_contract.py", "test_resume.py", "test_elsewhere.py", "test_readme.py")
-LONG += ("test_documented_commands.py", "test_suite_runs.py", "test_add_a_method.py", "test_training.py")
+LONG += ("test_documented_commands.py", "test_suite_runs.py", "test_tutorials.py", "test_training.py")
 
 
 def real_data_folder() -> Path:

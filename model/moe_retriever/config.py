@@ -87,7 +87,7 @@ class Common:
     decision_threshold: str = option(
         "0.5",
         "probability from which the second of two classes is predicted (for sensitivity, "
-        "specificity and predictive values), or youden or sensitivity=0.9, chosen on validation samples",
+        "specificity and predictive values); youden, sensitivity=0.9 and specificity=0.9 use validation samples",
     )
     subgroups: str = option("", "columns of samples.parquet with metrics by value, e.g. 'sex age=40,65' (with cuts)")
     bank_mb: float = option(256.0, "maximum size in MB of the retrieval bank, in the checkpoint and in memory")
@@ -190,10 +190,10 @@ def make_config(method: "type[AnyMethod]", *, preset: str, seed: int, overrides:
 
 
 def parse_threshold(text: str) -> tuple[str, float]:
-    """A decision threshold as rule (fixed, youden, sensitivity) and value; a UsageError if it is neither."""
-    match = re.fullmatch(r"(youden)|((sensitivity)=)?(0?\.\d+|1(\.0*)?)", text)
+    """A decision threshold as rule (fixed, youden, sensitivity, specificity) and value; a UsageError otherwise."""
+    match = re.fullmatch(r"(youden)|((sensitivity|specificity)=)?(0?\.\d+|1(\.0*)?)", text)
     if match is None:
-        raise UsageError(f"option decision_threshold={text}: expected a probability, youden or sensitivity=0.9")
+        raise UsageError(f"threshold {text}: expected a probability, youden, sensitivity=0.9 or specificity=0.9")
     return match[1] or match[3] or "fixed", float(match[4] or 0.5)
 
 

@@ -1,9 +1,9 @@
 """A command of `mrpipe`, as the entry-point group `mrpipe.commands` declares it."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 def unclaimed(arguments: Namespace) -> AbstractContextManager[None]:
@@ -22,6 +22,7 @@ class Command:
         claim: checks and locks the command's output while it runs (`mrpipe.locks`).
         description, epilog: for its own `--help`; may be functions, which are called only then.
         passes_on: arguments after `--` are for another program; `run` finds them in `rest`.
+        words: argument → the names that shell completion offers for it.
         step: one of the commands that the workflow runs one by one; listed last.
     """
 
@@ -31,5 +32,6 @@ class Command:
     claim: Callable[[Namespace], AbstractContextManager[None]] = unclaimed
     description: str | Callable[[], str] = ""
     epilog: str | Callable[[], str] = ""
+    words: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     step: bool = False
     passes_on: bool = False

@@ -6,20 +6,23 @@ Exit codes: 0 success, 1 failure or unexpected error, 2 usage error, 3 invalid i
 
 import argparse
 import io
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mrpipe
 from mrpipe.cli.command import Command
+from mrpipe.cli.output import add_output_options, command_first, configure
 from mrpipe.cli.signals import Interrupted, interruptible
 from mrpipe.errors import SHOW_VALUES, MrpipeError, StorageError, UsageError, did_you_mean
 from mrpipe.privacy import printable
 from mrpipe.reading import refusal_of
 
+_LOG = logging.getLogger(__name__)
 _WIDTH = 16
 # As a shell reports a program that ends by SIGPIPE.
 _BROKEN_PIPE = 141
@@ -67,32 +70,41 @@ def program_help() -> str:
         "Options:",
         f"  {'--version':<{_WIDTH}} print the version",
         f"  {'-h, --help':<{_WIDTH}} print this help",
-        f"  {'--debug':<{_WIDTH}} after any command: print the traceback of an error (also MRPIPE_DEBUG=1)",
+        "With any command, before or after its name:",
+        f"  {'-v, --verbose':<{_WIDTH}} print details as well",
+        f"  {'-q, --quiet':<{_WIDTH}} print only the result, warnings and errors",
+        f"  {'--debug':<{_WIDTH}} print the traceback of an error (also MRPIPE_DEBUG=1)",
     ]
     codes = "0 success, 1 unexpected error, 2 usage error, 3 invalid input data, 4 disk, permission or memory,"
     return "\n".join([*lines, "", f"Exit codes: {codes}", "128 + n ended by signal n."])
 
 
-def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
-    """Parser of one command."""
+def command_parser(
+    name: str, command: Command, make: Callable[..., argparse.ArgumentParser] = argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    """Parser of one command; `make` is called with the settings of an `ArgumentParser`."""
+    from mrpipe.cli.help import CLOSING
+
     description, epilog = (t() if callable(t) else t for t in (command.description, command.epilog))
     summary = command.summary[0].upper() + command.summary[1:]
-    parser = argparse.ArgumentParser(
+    parser = make(
         prog=f"mrpipe {name}",
         description=f"{summary}.\n\n{description}".rstrip(),
-        epilog=epilog or None,
+        epilog=f"{epilog}\n\n{CLOSING.get(name, '')}".strip() or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",
     )
+    add_output_options(parser)
     command.add_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if debug := "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]:
-        arguments.remove("--debug")
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the caller closed it (>&-)
+    arguments = command_first(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]
+    for name in ("stdout", "stderr"):  # the caller may have closed them (>&-)
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the terminal may not display all characters of a message
             stream.reconfigure(errors="backslashreplace")
@@ -157,6 +169,8 @@ def _run(arguments: list[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parser.parse_args(own)
     parsed.rest = rest
+    configure(parsed)
+    _LOG.debug("mrpipe %s, Python %s, in %s", mrpipe.__version__, sys.version.split()[0], os.getcwd())
     if getattr(parsed, "show_values", False):
         os.environ[SHOW_VALUES] = "1"
     import polars  # noqa: F401 - its handler of SIGINT, which restarts system calls, must not replace ours

@@ -1,7 +1,8 @@
 """The pipeline's and the store's commands: simulate, check, build, show, verify and the rest."""
 
+import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from mrpipe.cli.help import STEPS, datasets_page, options_page
 from mrpipe.locks import output_file, output_folder
 from mrpipe.options import parse_assignments
 from mrpipe.privacy import printable
+
+_LOG = logging.getLogger(__name__)
 
 
 def _dataset(args: Namespace) -> Any:
@@ -39,14 +42,15 @@ def _fetch(args: Namespace) -> None:
     if manual := [str(known[name]) for name in args.names if not known[name].files]:
         raise UsageError("\n".join(manual))
     chosen = [known[name] for name in args.names] or [entry for entry in known.values() if entry.files]
-    fetch(chosen, args.out, project_folder() / "workflow/config/examples/tables", print)
+    fetch(chosen, args.out, project_folder() / "workflow/config/examples/tables", _LOG.info)
+    print("\n".join(str(args.out / entry.name) for entry in chosen))
 
 
 def _simulate(args: Namespace) -> None:
     from mrpipe.stages.simulate import simulate
     from mrpipe.store.layout import truth_folder
 
-    simulate(_dataset(args), args.out, parse_assignments(args.set))
+    simulate(_dataset(args), args.out, parse_assignments(args.set), overwrite=args.overwrite)
     print(f"simulated export: {args.out}\nground truth:     {truth_folder(args.out)}")
 
 
@@ -109,7 +113,8 @@ def _build(args: Namespace) -> None:
 
     chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed", "overwrite")}
     settings = parse_assignments(args.set)
-    build(_dataset(args), args.raw, args.out, settings, **chosen, report=lambda line: print(printable(line)))
+    store_id = build(_dataset(args), args.raw, args.out, settings, **chosen, report=_LOG.info)
+    print(f"sealed {args.out}: store_id {store_id}")
 
 
 def _verify(args: Namespace) -> None:
@@ -202,10 +207,14 @@ def _all(*added: Add) -> Add:
     return add
 
 
-def _dataset_name(parser: ArgumentParser) -> None:
+def _dataset_names() -> Sequence[str]:
     from mrpipe.datasets import dataset_names
 
-    parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(dataset_names())}")
+    return dataset_names()
+
+
+def _dataset_name(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help=f"one of: {', '.join(_dataset_names())}")
 
 
 _modality = _all(_dataset_name, _argument("modality", metavar="MODALITY", help="a modality of the dataset"))
@@ -223,7 +232,7 @@ _choice = _all(
 _options_help = "options of the dataset (mrpipe options DATASET lists them)"
 _set = _argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help=_options_help)
 _replace = _argument(
-    "--overwrite", action="store_true", help="replace a finished store of another dataset, export or other options"
+    "--overwrite", action="store_true", help="replace a finished output of another dataset, export or other options"
 )
 _init_arguments = _all(
     _argument("dataset", choices=["tables"], help="the only dataset that needs a declaration"),
@@ -288,7 +297,7 @@ def _mask_arguments(parser: ArgumentParser) -> None:
 _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "fetch": (_fetch_arguments, _fetch),
     "init": (_init_arguments, _init),
-    "simulate": (_all(_dataset_name, _export_folder, _set), _simulate),
+    "simulate": (_all(_dataset_name, _export_folder, _set, _replace), _simulate),
     "check": (_all(_dataset_name, _raw, _checked, _choice, _set), _check),
     "build": (_all(_dataset_name, _raw, _path("--out", "folder of the store"), _choice, _set, _replace), _build),
     "options": (_argument("dataset", nargs="?", metavar="DATASET", help="default: list the datasets"), _options),
@@ -318,12 +327,13 @@ _CLAIMS = {
 
 COMMANDS = {
     name: Command(
-        summary=TEXTS[name][0],
-        description=TEXTS[name][1],
+        summary=TEXTS[name]["summary"],
+        description=TEXTS[name]["text"],
         add_arguments=add,
         run=run,
         step=name in STEPS,
         claim=_CLAIMS.get(name, unclaimed),
+        words={} if name == "init" else {"dataset": _dataset_names},
     )
     for name, (add, run) in _TABLE.items()
 }

@@ -1,5 +1,6 @@
 """`mrpipe run`: the workflow, from a checkout or from an installed package, in any folder."""
 
+import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -9,6 +10,7 @@ from mrpipe.cli.command import Command
 from mrpipe.errors import UsageError
 
 PACKAGE = Path(__file__).resolve().parents[1]
+_LOG = logging.getLogger(__name__)
 PROFILES = ("local", "slurm", "kubernetes")
 
 
@@ -56,8 +58,11 @@ def command_line(args: Namespace) -> list[str]:
 
 def _run(args: Namespace) -> None:
     sys.stdout.flush()
+    _LOG.info("planning the steps …")
     # Snakemake takes over this process, and with it signals and exit code.
     environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    if not (args.verbose or args.dry_run or {"--verbose", "--dry-run", "-n"} & set(args.rest)):
+        environment["MRPIPE_OUTPUT"] = "quiet" if args.quiet else "steps"  # instead of Snakemake's messages
     os.execve(sys.executable, command_line(args), environment)
 
 
@@ -72,5 +77,6 @@ command = Command(
     "  mrpipe run --cores 8 -- --keep-going               Snakemake's own options come after --",
     add_arguments=_add_arguments,
     run=_run,
+    words={"profile": lambda: PROFILES},
     passes_on=True,
 )

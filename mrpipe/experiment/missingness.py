@@ -114,8 +114,7 @@ def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mid-ranks scaled to (0, 1), with mean 1/2."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     upper = np.cumsum(counts)
-    rank: NDArray[np.float64] = ((upper - (counts + 1) / 2)[inverse] + 0.5) / len(values)
-    return rank
+    return np.asarray(((upper - (counts + 1) / 2)[inverse] + 0.5) / len(values))
 
 
 def _content(arrays: Arrays) -> NDArray[np.float64]:
@@ -130,8 +129,7 @@ def _content(arrays: Arrays) -> NDArray[np.float64]:
         return np.concatenate([np.nan_to_num(b.astype(np.float64)).mean(axis=1) for b in blocks])
     steps = np.nan_to_num(arrays.x.astype(np.float64)).mean(axis=1)
     lengths = np.maximum(np.diff(arrays.offsets), 1)
-    mean: NDArray[np.float64] = np.add.reduceat(np.append(steps, 0.0), arrays.offsets[:-1]) / lengths
-    return mean
+    return np.asarray(np.add.reduceat(np.append(steps, 0.0), arrays.offsets[:-1]) / lengths)
 
 
 def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str], s: Missingness) -> NDArray[np.float64]:
@@ -147,8 +145,7 @@ def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str],
     if s.mechanism == "mnar_value":
         for column, name in enumerate(names):
             arrays = store.arrays(name)
-            rows = samples[f"row_{name}"].to_numpy()
-            observed = ~np.isnan(rows.astype(float))
+            observed = ~np.isnan(samples[f"row_{name}"].to_numpy().astype(float))
             p[observed, column] = mean[column] * (1 + s.strength * (2 * _rank(_content(arrays)) - 1))
     np.minimum(p, 1.0, out=p)
     return p

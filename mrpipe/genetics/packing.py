@@ -24,8 +24,7 @@ def pack(calls_NP: NDArray[np.uint8], pad: int = MISSING) -> NDArray[np.uint8]:
     n, p = calls_NP.shape
     padded = np.full((n, -(-p // 4), 4), pad, dtype=np.uint8)
     padded.reshape(n, -1)[:, :p] = calls_NP
-    packed: NDArray[np.uint8] = np.bitwise_or.reduce(padded << _SHIFTS, axis=2)
-    return packed
+    return np.asarray(np.bitwise_or.reduce(padded << _SHIFTS, axis=2))
 
 
 def byte_table(*codes: int) -> NDArray[np.uint8]:
@@ -47,8 +46,7 @@ def bed_rows(copies_NP: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def unpack_at(packed: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Copies of A1 at the given SNPs, (n, len(positions)) uint8, from packed rows (n, bytes)."""
-    calls: NDArray[np.uint8] = (packed[:, positions >> 2] >> _SHIFTS[positions & 3]) & np.uint8(3)
-    return calls
+    return np.asarray((packed[:, positions >> 2] >> _SHIFTS[positions & 3]) & np.uint8(3))
 
 
 def take_snps(packed: NDArray[np.uint8], positions: NDArray[np.int64], *, block: int = 4096) -> NDArray[np.uint8]:
@@ -82,7 +80,13 @@ def unpack_range(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np
     first = start // 4
     block = packed[:, first : -(-stop // 4), None] >> _SHIFTS
     block &= np.uint8(3)
-    return block.reshape(len(packed), -1)[:, start - 4 * first : stop - 4 * first]
+    return block.reshape(len(packed), block.shape[1] * 4)[:, start - 4 * first : stop - 4 * first]
+
+
+def copies(packed: NDArray[np.uint8], n_snps: int) -> NDArray[np.float32]:
+    """(n, n_snps) copies of A1; NaN for missing calls."""
+    calls = unpack_range(packed, 0, n_snps)
+    return np.where(calls == MISSING, np.float32("nan"), calls.astype(np.float32))
 
 
 def call_counts(packed: NDArray[np.uint8], n_snps: int, *, block: int = 4096) -> NDArray[np.int64]:

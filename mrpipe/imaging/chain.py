@@ -10,7 +10,7 @@ The libraries (extra `imaging`) are imported only where they are used, because e
 import importlib.util
 import resource
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +51,22 @@ class ChainSettings:
     keep: bool = False
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ChainResult:
-    """A processed scan.
+    """Result of one scan.
 
     Attributes:
         gm: (I, J, K) float32 modulated grey matter × 1000 on the template's grid, not smoothed.
-        t1: (I, J, K) float32 bias-corrected brain on the template's grid.
-        native: head, brain mask and grey matter in the space of the scan, for the picture; equal shapes.
         numbers: numbers of quality control; see `run_chain`.
         seconds: CPU time per step, equal to the wall time on an idle core.
         peak_mb: peak memory of the process in MB.
     """
 
     gm: NDArray[np.float32]
-    t1: NDArray[np.float32]
-    native: dict[str, NDArray[np.float32]]
     numbers: dict[str, float]
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_mb: float = 0.0
-    notes: tuple[str, ...] = ()
+    seconds: dict[str, float]
+    peak_mb: float
+    notes: tuple[str, ...]
 
 
 def require_imaging() -> None:
@@ -113,12 +109,8 @@ def extract_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
 def segment(brain: Any, mask: Any, voxel_mm: float) -> tuple[Any, list[float]]:
     """Grey-matter probability of a brain by Atropos (k-means with three classes, Markov random field).
 
-    Args:
-        brain, mask: ANTs images.
-        voxel_mm: voxel size of the segmentation in mm; 0: that of the scan.
-
-    Returns:
-        ANTs image of the probability on the brain's grid; shares of fluid, grey and white matter in the brain.
+    `brain` and `mask` are ANTs images; `voxel_mm` is the voxel size of the segmentation, 0 that of the scan. Returns
+    the ANTs image on the brain's grid, and the shares of fluid, grey and white matter in the brain.
     """
     import ants
 
@@ -159,21 +151,19 @@ def match_quantiles(
 
 def run_chain(
     scan_path: Path, shown_as: str, template_t1: Path, template_brain: Path, settings: ChainSettings, work: Path
-) -> ChainResult:
-    """Process one scan.
+) -> tuple[ChainResult, dict[str, NDArray[np.float32]]]:
+    """Process one scan; also returns volumes for its picture.
 
     Args:
-        scan_path: NIfTI file as delivered.
-        shown_as: name of the scan in error messages.
         template_t1, template_brain: skull-stripped template and its brain mask, on the grid of the result.
-        work: empty folder for intermediate files.
 
     Returns:
         Result with the numbers of `suitability` and `gm_ml` (in the space of the scan), `fluid_share`, `grey_share`,
         `white_share` (of the brain), `map_ml` (volume of the modulated map), `mass_ratio` (map_ml / gm_ml), `overlap`
         (Dice of the warped brain and the template's brain), `ncc` (correlation with the template within its brain),
         `stretch` (ratio of the largest to the smallest scale of the affine part), `n_folded` (voxels of the template's
-        brain with a Jacobian ≤ 0), `jacobian_min` and `jacobian_max` (in the template's brain).
+        brain with a Jacobian ≤ 0), `jacobian_min` and `jacobian_max` (in the template's brain); float32 volumes `t1`
+        (bias-corrected brain on the template's grid), and `head`, `brain` and `grey` in the space of the scan.
 
     Raises:
         DataError: the scan cannot be read, no brain was found, or the scan is not suitable; see `suitability.LIMITS`.
@@ -251,12 +241,6 @@ def run_chain(
     if settings.keep:
         write_nifti(work / "brain.nii.gz", brain_mask.astype(np.uint8), scan.affine)
         write_nifti(work / "gm.nii.gz", grey_p.astype(np.float32), scan.affine)
-    return ChainResult(
-        gm=gm,
-        t1=t1,
-        native={"head": head, "brain": brain_mask.astype(np.float32), "gm": grey_p.astype(np.float32)},
-        numbers=numbers,
-        seconds=seconds,
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
-        notes=tuple(notes),
-    )
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    result = ChainResult(gm=gm, numbers=numbers, seconds=seconds, peak_mb=peak_mb, notes=tuple(notes))
+    return result, {"t1": t1, "head": head, "brain": brain_mask.astype(np.float32), "grey": grey_p.astype(np.float32)}

@@ -73,8 +73,7 @@ class VoxelGrid:
 
     def vector(self, volume: NDArray[Any]) -> NDArray[np.float32]:
         """Voxels inside the mask of a map (I, J, K), as a vector (n_voxels,) in C order of the grid."""
-        values: NDArray[np.float32] = volume[self.mask].astype(np.float32)
-        return values
+        return np.asarray(volume[self.mask].astype(np.float32))
 
     def volume(self, vector: NDArray[Any], *, downsample: int = 1, dtype: str = "float32") -> NDArray[Any]:
         """Cropped volume of a voxel vector: 0 outside the mask, `INSIDE_ZERO` for zeros inside it.
@@ -83,7 +82,6 @@ class VoxelGrid:
             vector: (n_voxels,) in C order of the grid.
             downsample: edge length of the blocks over which values are averaged. Incomplete blocks are padded with
                 zeros; a block is inside the mask if any of its voxels is.
-            dtype: dtype of the result.
 
         Returns:
             Volume (D, H, W), each axis of length ⌈size / downsample⌉.
@@ -124,8 +122,7 @@ def block_mean(volume: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
     """Mean over blocks of `edge`³ voxels of a volume (D, H, W), zero-padded to complete blocks."""
     padded = np.pad(volume, [(0, -s % edge) for s in volume.shape])
     d, h, w = (s // edge for s in padded.shape)
-    pooled: NDArray[np.float32] = padded.reshape(d, edge, h, edge, w, edge).mean(axis=(1, 3, 5), dtype=np.float32)
-    return pooled
+    return np.asarray(padded.reshape(d, edge, h, edge, w, edge).mean(axis=(1, 3, 5), dtype=np.float32))
 
 
 def read_grid(path: Path, shown_as: str, *, label: int = 0) -> VoxelGrid:

@@ -140,7 +140,6 @@ def read_scan(
     of length 1. NaN and infinities become 0.
 
     Args:
-        shown_as: name of the file in error messages.
         max_voxel_mm: maximum voxel edge length; excludes localisers with 5 mm slices.
         min_extent_mm: minimum extent along each axis; a head is larger.
         min_voxels: minimum number of voxels along each axis.
@@ -182,8 +181,7 @@ def read_scan(
         found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm"
         raise refused(shown_as, f"a field of view of at most {MAX_EXTENT_MM:g} mm", found, "Check the voxel size.")
     data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    straight = _right_angled(affine, shown_as, notes)
-    ras = nib.as_closest_canonical(nib.Nifti1Image(data, straight))
+    ras = nib.as_closest_canonical(nib.Nifti1Image(data, _right_angled(affine, shown_as, notes)))
     data = np.ascontiguousarray(ras.dataobj, dtype=np.float32)
     bad = ~np.isfinite(data)
     if bad.any():
@@ -195,14 +193,7 @@ def read_scan(
 
 
 def on_grid(path: Path, shown_as: str, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Read a map on the grid of `shape` and `affine`; axes in a different order or direction are reoriented.
-
-    Returns:
-        float32 array of `shape`.
-
-    Raises:
-        DataError: the file is unreadable or has a different grid; maps are never resampled silently.
-    """
+    """A map (float32) on this grid, axes turned if need be; a DataError on another one, as maps are never resampled."""
     image = load_nifti(path, shown_as)
     data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:

@@ -79,7 +79,7 @@ def _column(
     )
 
 
-def scan_picture(done: "ChainResult", template_t1: Path, path: Path) -> None:
+def scan_picture(done: "ChainResult", volumes: dict[str, NDArray[np.float32]], template_t1: Path, path: Path) -> None:
     """Write nine panels, by row sagittal, coronal and axial, by column the scan with outlines of brain (red) and grey
     matter (yellow), the scan in template space with the outline of the template (red), and the grey-matter map.
     """
@@ -88,8 +88,8 @@ def scan_picture(done: "ChainResult", template_t1: Path, path: Path) -> None:
     turned = nib.as_closest_canonical(loaded)
     turn = nib.orientations.io_orientation(loaded.affine)
     template = np.asarray(turned.dataobj, dtype=np.float32)
-    t1, gm = (nib.orientations.apply_orientation(v, turn) for v in (done.t1, done.gm))
-    head, brain, grey = (done.native[k] for k in ("head", "brain", "gm"))
+    t1, gm = (nib.orientations.apply_orientation(v, turn) for v in (volumes["t1"], done.gm))
+    head, brain, grey = (volumes[k] for k in ("head", "brain", "grey"))
     native, space = _centre(brain > 0), _centre(template > 0)
     columns = [
         _column(head, native, [(brain, RED), (grey, YELLOW)]),

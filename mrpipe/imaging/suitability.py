@@ -76,8 +76,7 @@ def _cubes(brain: Volume, affine: Affine, turns: Sequence[tuple[int, ...]]) -> N
 def _unit(cubes: NDArray[np.float32]) -> NDArray[np.float32]:
     rows = cubes.reshape(len(cubes), -1)
     rows = rows - rows.mean(axis=1, keepdims=True)
-    out: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return out
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9))
 
 
 @cache
@@ -95,8 +94,7 @@ def orientation_scores(brain: Volume, affine: Affine, template_t1: Path) -> NDAr
     cube = _cubes(*_coarse(brain, affine), ((0, 0, 0),))[0]
     orders = itertools.product(itertools.permutations(range(3)), (1, -1), (1, -1))
     turned = np.stack([cube.transpose(order)[:, ::y, ::z] for order, y, z in orders])
-    scores: NDArray[np.float32] = (_unit(turned) @ _template_cubes(template_t1).T).max(axis=1)
-    return scores
+    return np.asarray((_unit(turned) @ _template_cubes(template_t1).T).max(axis=1))
 
 
 def faults_of(numbers: Mapping[str, float], shown_as: str) -> list[Fault]:
@@ -111,9 +109,8 @@ def faults_of(numbers: Mapping[str, float], shown_as: str) -> list[Fault]:
 def voxel_numbers(data: Volume) -> dict[str, float]:
     """Numbers of a scan before any processing.
 
-    Returns:
-        `empty`: constant slices between others; `repeated`: share of identical slices; `flat`: share of voxels with
-        signal that equal their neighbour.
+    `empty`: constant slices between others; `repeated`: share of identical slices; `flat`: share of voxels with signal
+    that equal their neighbour.
     """
     low, high = (float(q) for q in np.percentile(data[::2, ::2, ::2], (2, 98)))
     signal = data[1:] > low + 0.1 * (high - low)

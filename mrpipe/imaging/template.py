@@ -25,7 +25,6 @@ class Template:
     Attributes:
         t1: (I, J, K) float32, 0 outside the brain.
         grid: grey-matter mask and affine.
-        source: name for notes and fingerprints.
     """
 
     t1: NDArray[np.float32]
@@ -93,8 +92,7 @@ def mni_tissues(voxel_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float3
         MissingExtraError: nilearn is not installed.
     """
     datasets = _nilearn()
-    extent = np.array(MNI_SHAPE) * 2.0
-    shape = tuple(int(n) for n in np.ceil(extent / voxel_mm))
+    shape = tuple(int(n) for n in np.ceil(np.array(MNI_SHAPE) * 2.0 / voxel_mm))
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = -90.0, -126.0, -72.0
     t1 = _resampled(datasets.load_mni152_template(resolution=1), shape, affine)

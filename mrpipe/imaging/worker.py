@@ -1,25 +1,19 @@
-"""Processing of one scan in a separate process: `python -m mrpipe.imaging.worker job.json`.
+"""Processing of one scan in a separate process: `python -m mrpipe.imaging.worker JOB`.
 
 Crashes, hangs and memory leaks of a library thus affect only one scan. Seeds and the number of threads take effect only
 if they are set before ITK is loaded.
 """
 
-import dataclasses
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, MrpipeError, StorageError
-from mrpipe.imaging.chain import SEED, ChainSettings, run_chain
+from mrpipe.imaging.chain import SEED, ChainResult, ChainSettings, run_chain
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.qc import scan_picture
 from mrpipe.reading import refusal_of
@@ -32,17 +26,6 @@ _LIMITS = (f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS"))
 ENVIRONMENT = dict.fromkeys(("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", *_LIMITS), "1") | {"ANTS_RANDOM_SEED": str(SEED)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScanResult:
-    """Result of one scan: `gm` (I, J, K) float32 × 1000, quality-control numbers, CPU seconds per step, notes."""
-
-    gm: NDArray[np.float32]
-    numbers: dict[str, float]
-    seconds: dict[str, float]
-    peak_mb: float
-    notes: tuple[str, ...]
-
-
 def process_scan(
     scan: Path,
     shown_as: str,
@@ -52,12 +35,11 @@ def process_scan(
     *,
     timeout_s: float,
     keep_in: Path | None = None,
-) -> ScanResult:
+) -> ChainResult:
     """Run the chain on one scan in a separate process.
 
     Args:
         templates: files of the template's T1 and brain mask.
-        picture: path of the quality-control picture.
         keep_in: folder in which intermediate files are kept; by default they are temporary.
 
     Raises:
@@ -68,17 +50,9 @@ def process_scan(
     with tempfile.TemporaryDirectory(prefix="scan.", dir=picture.parent) as temporary:
         work = keep_in or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        job, result = Path(temporary) / "job.json", Path(temporary) / "result"
-        values = {
-            "scan": str(scan.resolve()),
-            "shown_as": shown_as,
-            "templates": [str(t.resolve()) for t in templates],
-            "settings": dataclasses.asdict(settings),
-            "picture": str(picture.resolve()),
-            "work": str(work.resolve()),
-            "result": str(result.resolve()),
-        }
-        job.write_text(json.dumps(values), encoding="utf-8")
+        job, result = Path(temporary) / "job", Path(temporary) / "result"
+        call = (scan.resolve(), shown_as, *(t.resolve() for t in templates), settings, work.resolve())
+        job.write_bytes(pickle.dumps((call, picture.resolve(), result.resolve())))
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "mrpipe.imaging.worker", str(job)],
@@ -103,25 +77,15 @@ def process_scan(
             # The last line contains the reason; without one, e.g. after a failed import, the chain crashed.
             reason, tab, detail = last.partition("\t")
             raise ScanFailedError(reason, detail) if tab else ScanFailedError("the chain crashed", last)
-        meta = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
-        return ScanResult(
-            gm=np.load(result.with_suffix(".npy")),
-            numbers=meta["numbers"],
-            seconds=meta["seconds"],
-            peak_mb=meta["peak_mb"],
-            notes=tuple(meta["notes"]),
-        )
+        done_scan: ChainResult = pickle.loads(result.read_bytes())
+        return done_scan
 
 
-def _run(values: dict[str, Any]) -> None:
-    result, work = Path(values["result"]), Path(values["work"])
-    t1, brain = (Path(t) for t in values["templates"])
-    settings = ChainSettings(**values["settings"])
-    done = run_chain(Path(values["scan"]), values["shown_as"], t1, brain, settings, work)
-    scan_picture(done, t1, Path(values["picture"]))
-    np.save(result.with_suffix(".npy"), done.gm)
-    meta = {"numbers": done.numbers, "seconds": done.seconds, "peak_mb": done.peak_mb, "notes": list(done.notes)}
-    result.with_suffix(".json").write_text(json.dumps(meta), encoding="utf-8")
+def _run(job: Path) -> None:
+    call, picture, result = pickle.loads(job.read_bytes())
+    done, volumes = run_chain(*call)
+    scan_picture(done, volumes, call[2], picture)
+    result.write_bytes(pickle.dumps(done))
 
 
 def main(job: str) -> int:
@@ -131,7 +95,7 @@ def main(job: str) -> int:
         Exit status: 0 success, 1 a step failed, 3 unsuitable scan, EX_TEMPFAIL out of memory or disk space.
     """
     try:
-        _run(json.loads(Path(job).read_text(encoding="utf-8")))
+        _run(Path(job))
     except StorageError as error:
         print(error, file=sys.stderr)
         return _SHORTAGE_STATUS

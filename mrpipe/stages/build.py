@@ -67,6 +67,4 @@ def build(
         report(f"samples: {assemble_samples(dataset, work, modalities)}")
         for scheme in schemes:
             report(f"split {scheme}: {make_split(dataset, work, scheme, seed=seed)}")
-        store_id = seal(dataset, work, store, schemes, move=True)
-        report(f"sealed: {store_id}")
-        return store_id
+        return seal(dataset, work, store, schemes, move=True)

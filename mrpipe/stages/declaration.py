@@ -39,13 +39,9 @@ def checked_dataset(dataset: Dataset, work: Path) -> Dataset:
         dataset,
         **{name: value[name] for name in _TEXTS},
         tasks=tuple(Task(**{**t, "classes": tuple(t["classes"])}) for t in value["tasks"]),
-        schemes=_schemes(value["schemes"]),
+        schemes={n: Scheme(**{**s, "fractions": tuple(s["fractions"])}) for n, s in value["schemes"].items()},
         modalities={n: ModalityReader(bit=b, description=d, read=_unreadable) for n, b, d in value["modalities"]},
     )
-
-
-def _schemes(value: dict[str, Any]) -> dict[str, Scheme]:
-    return {name: Scheme(**{**s, "fractions": tuple(s["fractions"])}) for name, s in value.items()}
 
 
 def _unreadable(*arguments: Any) -> Features:

@@ -17,10 +17,6 @@ from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.splits import label_faults
 
 
-def read_modality_declaration(path: Path) -> Modality:
-    return Modality.from_json(read_metadata(path)[MODALITY_KEY])
-
-
 def losses(modality: str, attempts: pl.DataFrame) -> pl.DataFrame:
     """Attrition of one modality: rows of the attrition table, one per reason, with the column `modality`.
 
@@ -59,7 +55,8 @@ def assemble_samples(dataset: Dataset, work: Path, modalities: Sequence[str]) ->
             working.require(path, f"ingest {dataset.name} {name}")
     frame = cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
     mask = pl.lit(0, dtype=pl.UInt16)
-    declared = sorted((read_modality_declaration(paths.modality(m)) for m in modalities), key=lambda m: m.bit)
+    read = (Modality.from_json(read_metadata(paths.modality(m))[MODALITY_KEY]) for m in modalities)
+    declared = sorted(read, key=lambda m: m.bit)
     for modality in declared:
         path = paths.modality(modality.name)
         with reading(path, "one row per sample", f"Run mrpipe ingest {dataset.name} {modality.name} again."):

@@ -35,9 +35,7 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
         format: `csv` (not for images and volumes) or `npz` (arrays `sample_id, x, offsets, time`).
         modalities: names of the modalities to export; default: all.
     """
-    chosen = [m for m in store.modalities if modalities is None or m.name in modalities]
-    if unknown := sorted(set(modalities or ()) - set(store.bits)):
-        raise UsageError(f"no modality {unknown[0]!r}; this store has {', '.join(store.bits)}")
+    chosen = store.choose(modalities)
     if format == "csv" and (pictures := [m.name for m in chosen if m.kind in ("image", "volume")]):
         raise UsageError(f"{', '.join(pictures)}: images and volumes require --format npz")
     written = []

@@ -6,7 +6,7 @@ name, selection by split, transforms, restored array shapes and `verify`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from mrpipe.store.integrity import hash_faults, other_faults, size_faults
 from mrpipe.store.invariants import find_breaches
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import RESTORE, Manifest, differences, read_manifest
+from mrpipe.store.matrix import build_matrix
 from mrpipe.store.splits import PARTS
 
 if TYPE_CHECKING:
@@ -65,20 +66,6 @@ class Arrays:
             modality=self.modality, sample_id=self.sample_id[rows], x=self.x[steps], offsets=offsets, time=time
         )
 
-    def padded(self, max_steps: int | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Sequences padded with zeros, (n, T, d), and their lengths (n,); longer sequences keep their last steps."""
-        if self.offsets is None:
-            raise UsageError(f"{self.modality.name} is not a sequence")
-        lengths = np.diff(self.offsets)
-        longest = int(lengths.max(initial=0))
-        n_steps = longest if max_steps is None else min(max_steps, longest)
-        kept = np.minimum(lengths, n_steps)
-        out = np.zeros((len(self), n_steps, self.x.shape[1]), dtype=self.x.dtype)
-        inside = np.arange(n_steps)[None, :] < kept[:, None]
-        source = (self.offsets[1:] - kept)[:, None] + np.arange(n_steps)[None, :]
-        out[inside] = self.x[source[inside]]
-        return out, kept
-
 
 def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     """Flat values; not copied if the column is one chunk without nulls."""
@@ -88,10 +75,12 @@ def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     return result
 
 
-def _read_arrays(path: Path, modality: Modality) -> Arrays:
+def _read_arrays(path: Path, modality: Modality, group: int | None) -> Arrays:
+    """All rows of a table, or those of one row group."""
     if modality.encoding == "packed2":
-        return _read_packed(path, modality)
-    table = pq.read_table(path, memory_map=True)
+        return _read_packed(path, modality, group)
+    with pq.ParquetFile(path, memory_map=True) as file:
+        table = file.read() if group is None else file.read_row_group(group)
     ids = _numpy(table["sample_id"]).astype(np.str_)
     column = table["x"].combine_chunks() if table["x"].num_chunks != 1 else table["x"].chunk(0)
     if modality.kind != "sequence":
@@ -103,14 +92,15 @@ def _read_arrays(path: Path, modality: Modality) -> Arrays:
     return Arrays(modality=modality, sample_id=ids, x=steps, offsets=offsets, time=time)
 
 
-def _read_packed(path: Path, modality: Modality) -> Arrays:
+def _read_packed(path: Path, modality: Modality, group: int | None) -> Arrays:
     """Read packed genotypes (n, bytes) uint8 in blocks of rows, because the whole column would be in memory twice."""
     file = pq.ParquetFile(path, memory_map=True)
     n_bytes = -(-modality.size // 4)
-    x = np.empty((file.metadata.num_rows, n_bytes), dtype=np.uint8)
+    groups = range(file.metadata.num_row_groups) if group is None else [group]
+    x = np.empty((sum(file.metadata.row_group(g).num_rows for g in groups), n_bytes), dtype=np.uint8)
     ids = [np.empty(0, dtype=np.str_)]
     done = 0
-    for batch in file.iter_batches(batch_size=64, columns=["sample_id", "x"]):
+    for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=["sample_id", "x"]):
         column = batch["x"]
         data = np.frombuffer(column.buffers()[2], dtype=np.uint8)
         x[done : done + len(batch)] = data[column.offset * n_bytes :][: len(batch) * n_bytes].reshape(-1, n_bytes)
@@ -153,6 +143,11 @@ class Store:
             if modality.name == name:
                 return modality
         raise UsageError(f"no modality {name!r}; this store has {', '.join(self.bits)}")
+
+    def choose(self, names: Sequence[str] | None = None) -> tuple[Modality, ...]:
+        """Modalities by name, in bit order; default: all."""
+        chosen = self.modalities if names is None else [self._modality(name) for name in names]
+        return tuple(m for m in self.modalities if m in chosen)
 
     def task(self, name: str | None = None) -> Task:
         """A task by name, or the default task."""
@@ -221,19 +216,36 @@ class Store:
         Raises:
             DataError: another store took the place of this one after it was opened.
         """
-        modality = self._modality(name)
-        arrays = _read_arrays(self._paths.modality(name), modality)
+        arrays = self.row_group(name, None)
         if part is not None or split is not None:
-            if part not in (None, *PARTS):
-                raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
-            frame = self.split(split)
-            chosen = frame if part is None else frame.filter(pl.col("split") == part)
-            rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
-            arrays = arrays.take(np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64))
+            arrays = arrays.take(self.rows(name, split, part))
+        return arrays if transform is None else transform.apply(name, arrays)
+
+    def row_group(self, name: str, number: int | None) -> Arrays:
+        """One row group of a modality's table, or all rows; see `row_group_starts`."""
+        arrays = _read_arrays(self._paths.modality(name), self._modality(name), number)
         if (found := read_manifest(self.path).store_id) != self.store_id:
             fix = "Another process replaced the store while it was read. Run the command again."
             raise DataError(Fault(file=str(self.path), expected=f"store {self.store_id}", found=found, fix=fix))
-        return arrays if transform is None else transform.apply(name, arrays)
+        return arrays
+
+    def row_group_starts(self, name: str) -> NDArray[np.int64]:
+        """First row of each row group of a modality's table, and the number of rows, (G + 1,)."""
+        meta = pq.read_metadata(self._paths.modality(name))
+        return np.cumsum([0, *(meta.row_group(g).num_rows for g in range(meta.num_row_groups))], dtype=np.int64)
+
+    def rows(
+        self, name: str, split: str | None, part: str | None = None, without: Sequence[str] = ()
+    ) -> NDArray[np.int64]:
+        """Rows of a modality's table whose samples are in a part of a split, or in the split, and not in `without`."""
+        if part not in (None, *PARTS):
+            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
+        frame = self.split(split).filter(~pl.col("sample_id").is_in(without))
+        chosen = frame if part is None else frame.filter(pl.col("split") == part)
+        rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
+        return np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64)
+
+    matrix = build_matrix
 
     def verify(self, *, deep: bool = False) -> None:
         """Verify the integrity of the store.

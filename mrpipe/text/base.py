@@ -43,8 +43,7 @@ def flatten(tokens: Sequence[Sequence[str]]) -> tuple[list[str], Offsets]:
 def unit_rows(x: Floats) -> Floats:
     """Rows scaled to unit norm; rows of zeros and of NaN remain."""
     norms = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
-    unit: Floats = (x / np.maximum(norms, 1e-12)).astype(np.float32)
-    return unit
+    return np.asarray((x / np.maximum(norms, 1e-12)).astype(np.float32))
 
 
 def job_threads() -> int:

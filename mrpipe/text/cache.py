@@ -2,10 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sqlite3
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from mrpipe.text.base import Encoder, Floats, Offsets, flatten
 
+_LOG = logging.getLogger(__name__)
 BLOCK = 4096  # texts whose vectors are looked up and written at once; an interrupted job loses no more
 
 
@@ -74,6 +75,6 @@ class CachedEncoder:
                 file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, x BLOB) WITHOUT ROWID")
                 return (file.executemany if many else file.execute)(statement, values).fetchall()
         except (sqlite3.Error, OSError) as error:
-            print(f"the text cache {path} is not used: {error}", file=sys.stderr)
+            _LOG.warning("the text cache %s is not used: %s", path, error)
             self._folder = None
             return []

@@ -68,8 +68,7 @@ class HashingEncoder:
             signs *= np.asarray(weights[ends[start] : ends[stop]])[:, None]
             vectors[start:stop] = np.add.reduceat(signs, np.asarray(ends[start:stop]) - ends[start], axis=0)
         norms = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
-        unit: Floats = (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
-        return unit
+        return np.asarray((vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32))
 
     def words(self, tokens: Sequence[Sequence[str]]) -> tuple[Floats, Offsets]:
         """One unit vector per word, independent of the sentence; see `Encoder.words`."""

@@ -42,8 +42,7 @@ class Numeric(Encoded):
     def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Self:
         known = ~np.isnan(x)
         n = np.maximum(known.sum(axis=0), 1)
-        wide = np.where(known, x, 0.0).astype(np.float64)
-        mean = wide.sum(axis=0) / n
+        mean = np.where(known, x, 0.0).astype(np.float64).sum(axis=0) / n
         deviation = np.where(known, x - mean, 0.0)
         sd = np.sqrt((deviation**2).sum(axis=0) / n)
         if options.impute == "median":
@@ -93,8 +92,7 @@ class OneHot(Encoded):
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         codes = np.where(np.isnan(x), np.array(self.mode, dtype=np.float32), x).astype(np.int64)
         blocks = [codes[:, [j]] == np.arange(n)[None, :] for j, n in enumerate(self.n_levels)]
-        indicators: NDArray[np.float32] = np.concatenate(blocks, axis=1).astype(np.float32)
-        return indicators
+        return np.asarray(np.concatenate(blocks, axis=1).astype(np.float32))
 
     @property
     def width(self) -> int:
@@ -115,8 +113,7 @@ class TfidfSvd(Encoded):
         counts = np.nan_to_num(x)
         weighted = np.where(counts > 0, 1.0 + np.log(np.maximum(counts, 1.0)), 0.0) * idf
         norm = np.linalg.norm(weighted, axis=1, keepdims=True)
-        rows: NDArray[np.float32] = (weighted / np.maximum(norm, 1e-12)).astype(np.float32)
-        return rows
+        return np.asarray((weighted / np.maximum(norm, 1e-12)).astype(np.float32))
 
     @classmethod
     def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Self:
@@ -132,8 +129,7 @@ class TfidfSvd(Encoded):
 
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         with threadpool_limits(1):
-            projected: NDArray[np.float32] = (self._weigh(x, self.idf) @ self.components.T) / self.spread
-            return projected
+            return np.asarray((self._weigh(x, self.idf) @ self.components.T) / self.spread)
 
     @property
     def width(self) -> int:

@@ -7,8 +7,9 @@ values as the mode; counts become TF-IDF reduced by a truncated SVD; pixels are 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -41,14 +42,12 @@ class PixelTransform(Encoded):
     sd: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, arrays: Arrays) -> Self:
-        shape = arrays.modality.shape
-        n_channels = shape[0] if arrays.modality.kind == "image" else 1
+    def fit(cls, modality: Modality, blocks: Iterable[NDArray[Any]]) -> Self:
+        """From blocks of rows: images may be larger than memory, and their float64 copies even more."""
+        n_channels = modality.shape[0] if modality.kind == "image" else 1
         total, squares, n = np.zeros(n_channels), np.zeros(n_channels), np.zeros(n_channels)
-        # In blocks, because a float64 copy of all images would be eight times as large as the store.
-        for start in range(0, len(arrays), 64):
-            block = arrays.x[start : start + 64].reshape(-1, n_channels, arrays.modality.size // n_channels)
-            block = block.astype(np.float64)
+        for rows in blocks:
+            block = rows.reshape(-1, n_channels, modality.size // n_channels).astype(np.float64)
             total += np.nansum(block, axis=(0, 2))
             squares += np.nansum(block**2, axis=(0, 2))
             n += (~np.isnan(block)).sum(axis=(0, 2))
@@ -63,6 +62,16 @@ class PixelTransform(Encoded):
 
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return modality.shape
+
+
+def _blocks(store: Store, name: str, rows: NDArray[np.int64], size: int = 64) -> Iterator[NDArray[Any]]:
+    """Values of the given rows, in increasing order and blocks of `size`; one row group is in memory."""
+    waiting: list[NDArray[Any]] = []
+    for group, (start, stop) in enumerate(pairwise(store.row_group_starts(name).tolist())):
+        x = np.concatenate([*waiting, store.row_group(name, group).x[rows[(rows >= start) & (rows < stop)] - start]])
+        last = len(x) if stop > rows[-1] else len(x) // size * size
+        yield from (x[i : min(i + size, last)] for i in range(0, last, size))
+        waiting = [x[last:].copy()]
 
 
 ModalityTransform = FeatureTransform | PixelTransform | GenotypeTransform | EventTransform | SummaryTransform
@@ -160,15 +169,18 @@ def fit(
     for modality in store.modalities:
         if modalities is not None and modality.name not in modalities:
             continue
-        train = store.arrays(modality.name, split=scheme, part="train")
-        train = train.take(np.flatnonzero(~np.isin(train.sample_id, without))) if without else train
-        if len(train) == 0:
+        train_rows = store.rows(modality.name, scheme, "train", without)
+        if len(train_rows) == 0:
             raise UsageError(f"{modality.name} has no rows in the training part of split {scheme!r}")
         if modality.kind in ("image", "volume"):
-            transform: ModalityTransform = PixelTransform.fit(train)
-        elif modality.encoding == "packed2":
+            blocks = _blocks(store, modality.name, train_rows)
+            fitted[modality.name], shapes[modality.name] = PixelTransform.fit(modality, blocks), modality.shape
+            continue
+        train = store.arrays(modality.name).take(train_rows)
+        if modality.encoding == "packed2":
             rows = dictionary.filter(modality=modality.name).sort("position")
-            transform = GenotypeTransform.fit(train, rows, LdOptions(options.ld_window, options.ld_step, options.ld_r2))
+            pruning = LdOptions(options.ld_window, options.ld_step, options.ld_r2)
+            transform: ModalityTransform = GenotypeTransform.fit(train, rows, pruning)
         else:
             rows = dictionary.filter(modality=modality.name).sort("position")
             transform = (event_transform(rows) or FeatureTransform).fit(train, rows, options)
@@ -176,3 +188,9 @@ def fit(
         shapes[modality.name] = transform.shape(modality)
     features = {name: features_id(dictionary, name) for name in fitted}
     return Transforms(store.store_id, scheme, fitted, shapes, options, features)
+
+
+def as_stored(store: Store) -> Transforms:
+    """No transforms: values are used as stored. `shapes` has the number of items of modalities that are events."""
+    levels = store.dictionary.filter(position=0, kind="event").select("modality", pl.col("levels").list.len())
+    return Transforms(store.store_id, store.manifest.default_scheme, {}, {name: (n,) for name, n in levels.rows()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,15 +21,21 @@ from mrpipe.cli.main import command_names, main
 STORE = Path(__file__).parents[1] / "data" / "stores" / "format-2"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_explains_it_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", command_names())
+def test_help_of_a_command_explains_it_with_an_example_and_the_next_command(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert len(text.splitlines()) > 8
-    assert COMMANDS[name][1].splitlines()[0] in text
+    if name in COMMANDS:
+        assert COMMANDS[name]["text"].splitlines()[0] in text
     assert f"  mrpipe {name} " in text
+    assert "\nnext:" in text
+    named = re.findall(r"mrpipe ([a-z][a-z-]*)", text)
+    assert set(named) <= set(command_names()), named
 
 
 def test_help_lists_every_command_and_version_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +70,20 @@ def test_show_verify_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert table["sample_id"].to_list() == plain["sample_id"].to_list()
     assert set(pl.read_csv(tmp_path / "csv" / "genotype.csv").drop("sample_id").to_numpy().ravel()) <= {0, 1, 2, 3}
     assert pl.read_csv(tmp_path / "csv" / "series.csv").columns[:3] == ["sample_id", "step", "time"]
+
+
+def test_an_export_with_other_options_is_replaced_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["simulate", "tables", "--out", str(tmp_path / "raw"), "--set"]
+    assert main([*command, "n_visits=80"]) == 0
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "raw").iterdir())}
+    assert main([*command, "n_visits=80"]) == 0
+    assert main([*command, "n_visits=90"]) == 2
+    assert "Choose another --out, or replace it with --overwrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "raw").iterdir())} == before
+    assert main([*command, "n_visits=90", "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "raw").iterdir())} != before
 
 
 def test_mask_prints_the_combinations_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +195,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("module", "function", "arguments", "left"),
     [
-        ("stages.build", "build_cohort", ["build", "tables", "--raw", "raw", "--out", "store"], set()),
+        ("stages.build", "build_cohort", ["build", "tables", "--raw", "raw", "--out", "store", "-q"], set()),
         ("stages.check", "inventory", ["check", "tables", "--raw", "raw", "--work", "work"], {"work"}),
         ("store.parquet", "os.fsync", ["mask", str(STORE), "--out", "mask.parquet"], set()),
         ("store.parquet", "os.fsync", ["export", str(STORE), "--out", "npz", "--format", "npz"], {"npz"}),

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -302,19 +301,3 @@ def test_output_that_cannot_be_written_is_one_sentence() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert done.stderr == "mrpipe options: the disk is full. Free some space, then run the same command again.\n"
     assert done.returncode == StorageError.exit_code
-
-
-def test_reports_of_failed_cells_survive_a_damaged_benchmark(tmp_path: Path) -> None:
-    from workflow.planning.progress import CellFolders
-    from workflow.planning.runs import PlannedRun
-
-    folders = CellFolders(tmp_path, tmp_path, tmp_path)
-    names: dict[str, Any] = dict.fromkeys(("experiment", "label", "method", "store", "preset"), "a")
-    names |= dict.fromkeys(("task", "scheme", "missingness"))
-    run = PlannedRun(**names, seed=0, modalities=(), overrides={})
-    for text in ("", "{", json.dumps({"s": "no number"}), "[]"):
-        for step in ("train", "evaluate"):
-            path = tmp_path / run.experiment / f"{run.label}_seed0_{step}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        assert folders.seconds(run) is None

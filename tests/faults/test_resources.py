@@ -33,7 +33,7 @@ ROOT = os.geteuid() == 0
 # Command → arguments; FOLDER is that of the inputs, OUT the output.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "simulate": ("simulate", "tables", "--out", "OUT", "--set", "n_visits=80"),
-    "build": ("build", "tables", "--raw", "FOLDER/raw", "--out", "OUT"),
+    "build": ("build", "tables", "--raw", "FOLDER/raw", "--quiet", "--out", "OUT"),
     "mask": ("mask", "FOLDER/store", "--p", "0.3", "--out", "OUT"),
     "train": ("train", "--store", "FOLDER/store", "--method", "majority", "--quiet", "--out", "OUT"),
     "search": ("search", "--store", "FOLDER/store", "--method", "majority", "--quiet", "--out", "OUT"),

@@ -189,17 +189,6 @@ def test_take_keeps_the_steps_of_every_sequence(built: Path) -> None:
         np.testing.assert_array_equal(taken.time[new], series.time[old])
 
 
-def test_padding_keeps_the_last_steps(built: Path) -> None:
-    series = mrpipe.open_store(built).arrays("series")
-    padded, lengths = series.padded(max_steps=3)
-    assert padded.shape == (len(series), 3, 2)
-    for i in range(len(series)):
-        steps = series.x[series.offsets[i] : series.offsets[i + 1]][-3:]
-        assert lengths[i] == len(steps)
-        np.testing.assert_array_equal(padded[i, : len(steps)], steps)
-        assert (padded[i, len(steps) :] == 0).all()
-
-
 def test_numeric_columns_are_not_copied(built: Path) -> None:
     arrays = mrpipe.open_store(built).arrays("table")
     assert not arrays.x.flags.owndata
@@ -210,17 +199,43 @@ def test_code_examples_of_the_data_card_run(built: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(built)
     scopes = []
     for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        if "from datasets import" in block or "import mudata" in block:
+            continue
         scope: dict[str, object] = {}
         exec(block, scope)
         scopes.append(scope)
     store = mrpipe.open_store(built)
     complete = store.samples("table & series & image & genotype").collect()
     assert capsys.readouterr().out.split()[0] == str(len(complete))
-    np.testing.assert_array_equal(scopes[1]["calls"], unpack_range(store.arrays("genotype").x, 0, toy.N_SNPS))
+    _, pandas, packed = scopes
+    assert pandas["complete"]["sample_id"].to_list() == complete["sample_id"].to_list()
+    assert len(pandas["labelled"]) == len(store.labels().collect())
+    assert pandas["features"].columns.to_list() == [f"table{i}" for i in range(7)]
+    np.testing.assert_array_equal(pandas["features"], store.arrays("table").x)
+    np.testing.assert_array_equal(packed["calls"], unpack_range(store.arrays("genotype").x, 0, toy.N_SNPS))
     (statements,) = re.findall(r"```sql\n(.*?)```", card, re.DOTALL)
     first, second = [duckdb.execute(s).fetchall() for s in statements.split(";") if s.strip()]
     assert first == [(len(complete),)]
     assert len(second) == store.manifest.labels[0]["rows"]
+
+
+@pytest.mark.parametrize("library", ["datasets", "mudata"])
+def test_recipes_of_other_libraries_run(
+    built: Path, library: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    pytest.importorskip(library)
+    blocks = re.findall(r"```python\n(.*?)```", (built / "README.md").read_text(), re.DOTALL)
+    (block,) = [b for b in blocks if re.search(rf"^(import|from) {library}", b, re.MULTILINE)]
+    monkeypatch.chdir(built)
+    scope: dict[str, object] = {}
+    exec(block, scope)
+    arrays = mrpipe.open_store(built).arrays("table")
+    if library == "datasets":
+        np.testing.assert_array_equal(np.stack(scope["first"]["x"]), arrays.x)
+    else:
+        np.testing.assert_array_equal(scope["data"]["table"].X, arrays.x)
+        assert scope["data"].obs["subject_id"].notna().all()
 
 
 def test_manifest_contains_no_absolute_path_or_sample_id(built: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_rebuild_encodes_only_new_texts_and_gives_the_same_bytes(cache: Path) 
 
 
 @pytest.mark.parametrize("spoilt", ["file", "folder"])
-def test_a_cache_that_cannot_be_used_is_reported_and_ignored(cache: Path, capsys: Any, spoilt: str) -> None:
+def test_a_cache_that_cannot_be_used_is_reported_and_ignored(cache: Path, caplog: Any, spoilt: str) -> None:
     if spoilt == "folder":
         cache.write_text("a file in its place")
     else:
@@ -78,7 +78,7 @@ def test_a_cache_that_cannot_be_used_is_reported_and_ignored(cache: Path, capsys
         file.write_bytes(b"no database" * 100)
     x = CachedEncoder(Counting()).sentences(TEXTS)
     assert x.tobytes() == HashingEncoder(8).sentences(TEXTS).tobytes()
-    assert capsys.readouterr().err.count("is not used") == 1
+    assert caplog.text.count("is not used") == 1
 
 
 def test_without_a_cache_nothing_is_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

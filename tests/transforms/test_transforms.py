@@ -144,7 +144,7 @@ def test_unknown_voxels_are_ignored_in_fitting_and_become_the_mean() -> None:
     x = np.random.default_rng(0).normal(5, 2, (40, 2, 3, 2)).astype(np.float32)
     x[::3, 0, 1, 1] = np.nan
     arrays = Arrays(modality=modality, sample_id=np.array([f"s{i:02d}" for i in range(40)]), x=x)
-    fitted = PixelTransform.fit(arrays)
+    fitted = PixelTransform.fit(modality, [x[:9], x[9:]])
     np.testing.assert_allclose([fitted.mean[0], fitted.sd[0]], [np.nanmean(x), np.nanstd(x)], rtol=1e-5)
     got = fitted.apply(arrays).x
     np.testing.assert_array_equal(got == 0, np.isnan(x))

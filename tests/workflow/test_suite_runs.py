@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from workflow.planning.plan import make_plan
-from workflow.planning.progress import CellFolders, Cells
+from workflow.planning.progress import Step, Steps
 from workflow.planning.runs import PlannedRun
 from workflow.planning.suites import Suites
 
@@ -214,53 +214,47 @@ def cell(method: str, seed: int) -> PlannedRun:
 
 
 class Record:
-    event = "job_finished"
+    def __init__(self, event: str, job: int, log: tuple[str, ...] = ()):
+        self.event, self.job_id, self.jobid, self.log = event, job, job, log
 
-    def __init__(self, job_id: int):
-        self.job_id = job_id
-
-
-def test_time_left_is_estimated_from_cells_of_the_same_method_and_the_current_pace(tmp_path: Path) -> None:
-    places = CellFolders(tmp_path / "runs", tmp_path / "logs", tmp_path / "benchmarks")
-    (tmp_path / "benchmarks/e").mkdir(parents=True)
-
-    def took(run: PlannedRun, seconds: float) -> PlannedRun:
-        for step in ("train", "evaluate"):
-            path = tmp_path / f"benchmarks/e/{run.label}_seed{run.seed}_{step}.jsonl"
-            path.write_text('{"s": %f}\n' % (seconds / 2))
-        return run
-
-    now = [100.0]
-    to_do = {1: cell("slow", 1), 2: cell("slow", 2), 3: cell("quick", 1), 4: cell("quick", 2), 5: cell("slow", 3)}
-    cells = Cells(to_do, [took(cell("slow", 0), 100)], places, clock=lambda: now[0])
-    assert cells.seconds_left() is None
-    took(to_do[3], 10)
-    now[0] += 10
-    cells.emit(Record(3))  # type: ignore[arg-type]
-    # One quick and three slow cells are left; so far one job ran at a time.
-    assert cells.seconds_left() == pytest.approx(10 + 3 * 100)
-    took(to_do[1], 100)
-    now[0] += 45
-    cells.emit(Record(1))  # type: ignore[arg-type]
-    # 110 s worth of cells finished in 55 s: two at a time.
-    assert cells.seconds_left() == pytest.approx((10 + 2 * 100) / 2)
-    assert cells.line() == "cells: 3 of 6 done, about 2 min left"
-    cells.emit(Record(99))  # type: ignore[arg-type]
-    assert cells.line().startswith("cells: 3 of 6")
+    def getMessage(self) -> str:
+        return ""
 
 
-def test_a_failed_cell_shows_the_log_of_its_last_step(tmp_path: Path) -> None:
-    """Not that of the search or the training before it, and no log of an earlier workflow run."""
-    places = CellFolders(tmp_path / "runs", tmp_path / "logs", tmp_path / "benchmarks")
-    logs = tmp_path / "logs/e"
-    logs.mkdir(parents=True)
-    run = cell("slow", 1)
-    cells = Cells({1: run}, [], places)
-    for step, name in (("search", "slow_search"), ("train", "slow_seed1_train"), ("evaluate", "slow_seed1_evaluate")):
-        (logs / f"{name}.log").write_text(f"the {step} failed\n")
-        found = cells.failures()
-        assert f"{name}.log" in found
-        assert f"    the {step} failed" in found
-        assert found.count("    the ") == 1
-    os.utime(logs / "slow_seed1_evaluate.log", (0, 0))
-    assert "the train failed" in cells.failures()
+def steps_of(run: PlannedRun) -> list[Step]:
+    wildcards = {"experiment": run.experiment, "method": run.label}
+    return [Step("search", wildcards), *(Step(r, wildcards | {"seed": str(run.seed)}) for r in ("train", "evaluate"))]
+
+
+def test_finished_cells_are_counted_with_those_of_earlier_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = {2: cell("slow", 1), 12: cell("quick", 1)}
+    jobs = {job + i: step for job, run in ((0, cells[2]), (10, cells[12])) for i, step in enumerate(steps_of(run))}
+    steps = Steps(jobs, cells, there=4)
+    for job in (0, 1, 2, 99):
+        steps.emit(Record("job_finished", job))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "cells: 5 of 6 done, about 1 s left\n"
+    assert steps.unfinished() == [cells[12]]
+
+
+def test_a_failed_cell_shows_the_log_of_the_step_that_failed(tmp_path: Path) -> None:
+    """No log of an earlier workflow run; the failure of a search concerns all seeds."""
+    cells = {2: cell("slow", 1), 12: cell("slow", 2), 22: cell("quick", 1)}
+    jobs = {job - 2 + i: step for job, run in cells.items() for i, step in enumerate(steps_of(run))}
+    log = tmp_path / "log"
+    log.write_text("the training failed\n")
+    for failed, named, rest in ((1, [1], 2), (0, [1, 2], 1)):
+        steps = Steps(jobs, cells)
+        steps.emit(Record("job_error", failed, (str(log),)))  # type: ignore[arg-type]
+        assert steps.failures().splitlines() == [
+            *(f"cell failed: e/slow/seed{seed}" for seed in named),
+            f"    {log}:",
+            "    the training failed",
+            f"{rest} cells did not start: a job that they depend on failed, or the run was stopped",
+        ]
+    steps = Steps(jobs, cells)
+    steps.emit(Record("job_info", 1))  # type: ignore[arg-type]
+    os.utime(log, (0, 0))
+    steps.emit(Record("job_error", 1, (str(log),)))  # type: ignore[arg-type]
+    assert "the training failed" not in steps.failures()
+    steps.emit(Record("job_finished", 1))  # type: ignore[arg-type]
+    assert "cell failed" not in steps.failures()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
-from workflow.planning.summary import score_tables
+from workflow.planning.summary import print_summary, score_tables
 
 
 def run(value: float, **changes: Any) -> dict[str, Any]:
@@ -54,3 +56,28 @@ def test_title_has_the_mean_realised_rate_of_the_masks() -> None:
     rates = ((0, 0.22), (1, 0.24))
     (title,) = shown(*(run(0.5, seed=seed, missingness="mcar p=0.3", hidden=rate) for seed, rate in rates))
     assert "sentiment from text + audio, MCAR, p = 0.3 (23 % hidden), n = 90" in title
+
+
+def test_the_sentences_come_first_and_the_path_of_the_report_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, suite = tmp_path / "report", tmp_path / "suites" / "table2" / "report"
+    for folder in (report, suite):
+        folder.mkdir(parents=True)
+        (folder / "index.html").touch()
+        (folder / "answer.md").write_text("* [bold] MoE-Retriever is 2.8 points behind.\n\n| method |\n|---|\n")
+    pl.DataFrame([run(0.5)]).write_csv(report / "results.csv")
+    print_summary(tmp_path, [report])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["* [bold] MoE-Retriever is 2.8 points behind.", ""]
+    assert lines[2].startswith("mosi (simulated")
+    assert lines[-1].split(maxsplit=1) == ["report", str(report / "index.html")]
+    print_summary(tmp_path, [suite])
+    text = capsys.readouterr().out
+    assert "| method |" in text
+    assert "mosi (simulated" not in text
+    assert text.splitlines()[-1].endswith("suites/table2/report/index.html")
+    for folder in (report, suite):
+        (folder / "answer.md").unlink()
+    print_summary(tmp_path)
+    assert capsys.readouterr().out.startswith("mosi (simulated")

@@ -1,157 +1,172 @@
-"""Progress of the cells of a workflow run: number finished, estimated time left, and failures.
+"""Progress of a workflow run: finished and failed steps, and the estimated time left.
 
-A cell is a training run with its evaluation. Cells take most of the time, while Snakemake's own progress counts jobs
-of every kind.
+A step is a job that does something. `mrpipe run` prints a line for each one and leaves Snakemake's messages to its log
+file; plain Snakemake prints its own, and a line for each finished cell (a training run with its evaluation).
 """
 
-import json
 import logging
+import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import TextIO
+from statistics import fmean, median
+
+import yaml
 
 from .runs import PlannedRun
 
+TEXTS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("steps.yaml").read_text(encoding="utf-8"))
 TAIL_LINES = 12
-STEPS = ("search", "train", "evaluate")
+# Part of the remaining steps whose run time must be known for an estimate.
+KNOWN = 0.6
+# Errors that follow a failed step.
+_EXPLAINED = ("CalledProcessError in file", "Exiting because a job execution failed", "At least one job did not")
 
 
 @dataclass(frozen=True)
-class CellFolders:
-    """Folders with the files of cells."""
+class Step:
+    """A job: its rule and wildcards; in words, parts are counted from 1, and methods have no hash of their settings."""
 
-    runs: Path
-    logs: Path
-    benchmarks: Path
+    rule: str
+    wildcards: Mapping[str, str]
 
-    def finished(self, run: PlannedRun) -> Path:
-        """The last file that a cell writes."""
-        return self.runs / run.tested / "metrics.json"
+    def __str__(self) -> str:
+        part = str(int(self.wildcards.get("part", 0)) + 1)
+        values = {**self.wildcards, "part": part, "method": re.sub("-[0-9a-f]{8}$", "", self._get("method"))}
+        text = TEXTS.get(self.rule, self.rule.replace("_", " ")).format_map(values)
+        place = self._get("dataset", "experiment", "suite")
+        return f"{place}: {text}" if place else text
 
-    def log(self, run: PlannedRun, step: str) -> Path:
-        """Log file of one step of a cell."""
-        return self.logs / run.experiment / f"{self._name(run, step)}.log"
+    @property
+    def kinds(self) -> list[tuple[str, ...]]:
+        """Keys of the steps whose run time resembles that of this one, most similar first."""
+        content = self._get("method", "modality")
+        return [(self.rule, self._get("dataset", "experiment"), content), (self.rule, content), (self.rule,)]
 
-    def seconds(self, run: PlannedRun) -> float | None:
-        """Run time of a finished cell without its search; None if a benchmark file is missing or damaged."""
-        total = 0.0
-        for step in ("evaluate",) if run.test else ("train", "evaluate"):
-            path = self.benchmarks / run.experiment / f"{self._name(run, step)}.jsonl"
-            try:
-                total += float(json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["s"])
-            except (OSError, ValueError, LookupError, TypeError):
-                return None
-        return total
+    def concerns(self, run: PlannedRun) -> bool:
+        """Whether it is a step of a cell, or the search of its settings."""
+        own = {"experiment": run.experiment, "method": run.label, "seed": str(run.seed)}
+        return "method" in self.wildcards and all(own.get(k, v) == v for k, v in self.wildcards.items())
 
-    def _name(self, run: PlannedRun, step: str) -> str:
-        if step == "search":
-            return f"{run.label}_search"
-        folder = f"tests/{run.test.name}/" if run.test and step == "evaluate" else ""
-        return f"{run.label}_seed{run.seed}_{folder}{step}"
+    def _get(self, *names: str) -> str:
+        return next((self.wildcards[name] for name in names if name in self.wildcards), "")
 
 
-class Cells(logging.Handler):
-    """Log handler for Snakemake that prints a progress line whenever a cell of the workflow run finishes.
+class Steps(logging.Handler):
+    """Log handler for Snakemake that prints finished and failed steps.
 
     Args:
-        to_do: id of the evaluation job → its cell.
-        there: cells that were already finished.
-        places: folders with the files of cells.
-        out: stream for the progress lines; default: stderr.
+        steps: job id → step, for the jobs of this run.
+        cells: job id of the evaluation → cell of a suite; they are counted, for plain Snakemake.
+        there: number of cells that were already finished.
+        output: steps, or quiet for failed steps only; "" for the number of finished cells.
     """
 
     def __init__(
         self,
-        to_do: Mapping[int, PlannedRun],
-        there: Iterable[PlannedRun],
-        places: CellFolders,
-        out: TextIO | None = None,
+        steps: Mapping[int, Step],
+        cells: Mapping[int, PlannedRun],
+        *,
+        there: int = 0,
+        output: str = "",
         clock: Callable[[], float] = time.time,
     ):
         super().__init__()
-        self.places, self._clock = places, clock
-        self._to_do, self._out = dict(to_do), out
-        self._there = list(there)
-        self._started = clock()
-        self._done: list[PlannedRun] = []
-        self._seconds: dict[str, float] = {}
-        self._first: float | None = None
-        for run in self._there:
-            self._note(run)
+        self.steps, self._cells, self._there, self._output, self._clock = steps, cells, there, output, clock
+        self._begun: dict[int, float] = {}
+        self._done: dict[int, float] = {}
+        self._failed: dict[int, str] = {}
+        self._interrupted = False
+        self._seconds: dict[tuple[str, ...], list[float]] = defaultdict(list)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Handle a record of Snakemake's log; records of jobs other than evaluations are ignored."""
-        if str(getattr(record, "event", "")) != "job_finished":
+        """Handle a record of Snakemake's log; those of other jobs are ignored."""
+        event = str(getattr(record, "event", ""))
+        self._interrupted |= "on user request" in record.getMessage()
+        job: int = getattr(record, "job_id" if event == "job_finished" else "jobid", -1)
+        if job not in self.steps:
             return
-        run = self._to_do.get(getattr(record, "job_id", -1))
-        if run is not None:
-            self._done.append(run)
-            seconds = self._note(run)
-            if self._first is None:
-                self._first = self._clock() - seconds
-            print(self.line(), file=self._out or sys.stderr, flush=True)
+        text = ""
+        if event == "job_info":
+            self._begun[job] = self._clock()
+        elif event == "job_finished":
+            text = self._finished(job)
+        elif event == "job_error" and not self._interrupted:
+            self._failed[job] = self._end_of_log(job, map(Path, getattr(record, "log", ())))
+            text = f"FAILED  {self.steps[job]}\n{self._failed[job]}".rstrip() if self._output else ""
+        if text:
+            print(text, file=sys.stderr, flush=True)
 
-    def _note(self, run: PlannedRun) -> float:
-        seconds = self.places.seconds(run)
-        if seconds is not None:
-            self._seconds[run.tested] = seconds
-        return seconds or 0.0
-
-    def line(self) -> str:
-        """Progress line: number of finished cells and the estimated time left."""
-        done, total = len(self._there) + len(self._done), len(self._there) + len(self._to_do)
-        text = f"cells: {done} of {total} done"
+    def _finished(self, job: int) -> str:
+        """Record the run time; the line to print."""
+        self._failed.pop(job, None)  # it was retried
+        self._done[job] = seconds = self._clock() - self._begun.setdefault(job, self._clock())
+        for kind in self.steps[job].kinds:
+            self._seconds[kind].append(seconds)
         left = self.seconds_left()
-        return text if left is None else f"{text}, about {_duration(left)} left"
+        about = "" if left is None else f"about {_duration(left)} left"
+        if self._output == "steps":
+            line = f"[{len(self._done)}/{len(self.steps)}] {self.steps[job]}, {_duration(seconds)}"
+            return f"{line}; {about}" if about else line
+        if self._output or job not in self._cells:
+            return ""
+        done = f"{self._there + len(self._cells.keys() & self._done.keys())} of {self._there + len(self._cells)}"
+        return f"cells: {done} done" + (f", {about}" if about else "")
 
     def seconds_left(self) -> float | None:
-        """Estimated seconds left, from the run times of finished cells of the same method and the pace of this run."""
-        finished = {run.tested for run in self._done}
-        left = [run for run in self._to_do.values() if run.tested not in finished]
-        if not left or self._first is None:
+        """Estimated seconds left, from similar finished steps and the number of jobs that ran at a time so far."""
+        middle = {kind: median(seconds) for kind, seconds in self._seconds.items()}
+        left = [step for job, step in self.steps.items() if job not in self._done]
+        known = [next((middle[kind] for kind in step.kinds if kind in middle), None) for step in left]
+        found = [seconds for seconds in known if seconds is not None]
+        # A finished cell has steps of every kind that takes long.
+        if not found or (self._output and len(found) < KNOWN * len(left)):
             return None
-        of_run = sum(self._seconds.get(run.tested, 0.0) for run in self._done)
-        pace = max(of_run / max(self._clock() - self._first, 1e-9), 1e-9)
-        return sum(self._expected(run) for run in left) / pace
+        at_a_time = sum(self._done.values()) / max(self._clock() - min(self._begun.values()), 1e-9)
+        return fmean(found) * len(left) / max(at_a_time, 1e-9)
 
-    def _expected(self, run: PlannedRun) -> float:
-        seconds = self._seconds
-        everything = [(o, seconds[o.tested]) for o in (*self._there, *self._done) if o.tested in seconds]
-        alike = [s for other, s in everything if (other.store, other.method) == (run.store, run.method)]
-        method = [s for other, s in everything if other.method == run.method]
-        known = alike or method or [s for _, s in everything]
-        return median(known) if known else 0.0
+    def _end_of_log(self, job: int, logs: Iterable[Path]) -> str:
+        """Path and last lines of the first log that this job has written; jobs of a cluster may leave none."""
+        since = self._begun.get(job, 0.0) - 2  # file systems store times with a lower resolution than the clock
+        for log in logs:
+            if log.is_file() and log.stat().st_mtime >= since and log.stat().st_size:
+                lines = log.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+                return "\n".join([f"    {log}:", *(f"    {line}" for line in lines[-TAIL_LINES:])])
+        return ""
 
     def unfinished(self) -> list[PlannedRun]:
-        """Cells of this run without results; outdated results of an earlier run do not count."""
-        return [run for run in self._to_do.values() if not self._fresh(self.places.finished(run))]
+        """Cells of this run without results."""
+        return [run for job, run in self._cells.items() if job not in self._done]
 
     def failures(self) -> str:
         """The failed cells with the last lines of their logs, and the number of cells that did not start."""
-        failed: dict[Path, list[str]] = {}
-        not_begun = 0
-        for run in self.unfinished():
-            begun = [log for step in STEPS if self._fresh(log := self.places.log(run, step))]
-            if begun:
-                failed.setdefault(begun[-1], []).append(run.tested)
-            else:
-                not_begun += 1
-        lines = []
-        for log, folders in failed.items():
-            text = log.read_text(encoding="utf-8", errors="backslashreplace").strip()
-            lines += [f"cell failed: {folder}" for folder in folders] + [f"    {log}:"]
-            lines += [f"    {line}" for line in text.splitlines()[-TAIL_LINES:]] or ["    (the log is empty)"]
-        if not_begun:
-            lines.append(f"{not_begun} cells did not start: a job that they depend on failed, or the run was stopped")
+        lines, failed = [], set()
+        for job, tail in self._failed.items():
+            cells = [run.tested for run in self.unfinished() if self.steps[job].concerns(run)]
+            lines += [*(f"cell failed: {folder}" for folder in cells), *([tail] if cells and tail else [])]
+            failed |= set(cells)
+        if rest := len(self.unfinished()) - len(failed):
+            lines.append(f"{rest} cells did not start: a job that they depend on failed, or the run was stopped")
         return "\n".join(lines)
 
-    def _fresh(self, path: Path) -> bool:
-        # File systems store times with a lower resolution than the clock.
-        return path.is_file() and path.stat().st_mtime >= self._started - 2
+    def ending(self, log: str) -> str:
+        """Last message of a run of `mrpipe run` that did not succeed."""
+        names = [str(self.steps[job]) for job in self._failed]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        how = f"failed at {', '.join(names[:3])}{more}" if names else "was interrupted"
+        state = f"the run {how}; {len(self._done)} of {len(self.steps)} steps finished. Full log: {log}"
+        cause = "Correct the cause, then run" if names else "Run"
+        return f"mrpipe run: {state}\n{cause} the same command again: it continues with the unfinished steps."
+
+
+def shown(record: logging.LogRecord) -> bool:
+    """Whether `mrpipe run` prints a message of Snakemake's: warnings, errors that no step explains, nothing to do."""
+    text, event = record.getMessage(), str(getattr(record, "event", ""))
+    explained = event in ("job_error", "group_error") or any(words in text for words in _EXPLAINED)
+    return text.startswith("Nothing to be done") or (record.levelno >= logging.WARNING and not explained)
 
 
 def _duration(seconds: float) -> str:

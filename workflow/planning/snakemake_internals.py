@@ -91,6 +91,12 @@ class Internals:
         """Add a handler of Snakemake's log records; logger plugins are a choice of the user's."""
         logging.getLogger("snakemake.logging").addHandler(handler)
 
+    def show_only(self, shown: Callable[[logging.LogRecord], bool]) -> None:
+        """Filter the messages that Snakemake prints; its log file keeps all."""
+        for handler in logging.getLogger("snakemake.logging").handlers:
+            if handler.name == "DefaultStreamHandler" and self._workflow.is_main_process:
+                handler.addFilter(shown)
+
     def on_nothing_to_do(self, call: Callable[[], None]) -> None:
         """Call a function when a run has nothing to do: `onsuccess` is not called then."""
 

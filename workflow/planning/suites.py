@@ -199,8 +199,6 @@ class Suites:
                 known = {**self._said["groups"], **dict.fromkeys(method_names())}
                 yield unknown_name(place, "method or group", name, known)
 
-    # Expansion of names into cells
-
     def _expand(self, name: str) -> PlannedSuite:
         said = self._said["suites"][name]
         rows: dict[str, PlannedRow] = {}

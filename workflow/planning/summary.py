@@ -1,7 +1,6 @@
-"""Summary printed at the end of a workflow run: test scores, and the paths of the stores and the report."""
+"""Summary printed at the end of a workflow run: the answer, scores, and the paths of the stores and the reports."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -19,11 +18,23 @@ SHOWN = ("accuracy", "macro_f1", "auroc", "mae", "corr")
 EXPERIMENT = ["dataset", "store_id", "origin", "task", "scheme", "modalities", "missingness"]
 
 
-def print_summary(results: Path) -> None:
-    """Print the contents of a results folder, skipping whatever has not been built."""
+def print_summary(results: Path, reports: Collection[Path] | None = None) -> None:
+    """Print the contents of a results folder, skipping whatever has not been built.
+
+    Args:
+        reports: folders of the requested reports; default: that of the configuration.
+    """
     console = Console(soft_wrap=True)
-    scores, page = results / "report" / "results.csv", results / "report" / "index.html"
-    if scores.is_file():
+    reports = [results / "report"] if reports is None else reports
+    scores = results / "report" / "results.csv"
+    for folder in reports:
+        answer = folder / "answer.md"  # its sentences are a list, followed by tables; a suite's are printed as well
+        text = answer.read_text(encoding="utf-8").strip() if answer.is_file() else ""
+        if folder == scores.parent:
+            text = "\n".join(line for line in text.splitlines() if line.startswith("* "))
+        if text:
+            console.print(f"{text}\n", markup=False, highlight=False)
+    if scores.is_file() and scores.parent in reports:
         numbers = dict.fromkeys(("value", "hidden"), pl.Float64)
         # Without runs the file has only a header, from which types cannot be inferred.
         frame = pl.read_csv(scores, schema_overrides={"group": pl.String, "seed": pl.Int64, **numbers})
@@ -39,8 +50,9 @@ def print_summary(results: Path) -> None:
             continue
         kind = f"{store.manifest.n_samples} samples, {store.manifest.origin}, {store.store_id}"
         console.print(f"store   {manifest.parent}  ({kind})", highlight=False)
-    if page.is_file():
-        console.print(f"report  {page}", highlight=False)
+    for page in (folder / "index.html" for folder in reports):
+        if page.is_file():
+            console.print(f"report  {page}", highlight=False, markup=False)
 
 
 def score_tables(scores: pl.DataFrame) -> Iterator[Table]:
@@ -73,7 +85,3 @@ def _cell(values: pl.Series, metric: str) -> str:
         return "–"
     digits = 1 if METRIC[metric].percent else 3
     return f"{fmean(known):.{digits}f}" + (f" ± {stdev(known):.{digits}f}" if len(known) > 1 else "")
-
-
-if __name__ == "__main__":
-    print_summary(Path(sys.argv[1]))

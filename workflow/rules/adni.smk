@@ -42,7 +42,6 @@ rule image_qc:
         dataset="|".join(map(re.escape, IMAGED)) or "none",
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(2000),
         runtime="1h",

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -71,7 +72,7 @@ from mrpipe_planning.arguments import (
     train_arguments,
 )
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
-from mrpipe_planning.progress import CellFolders, Cells
+from mrpipe_planning.progress import Step, Steps, shown
 from mrpipe_planning.runs import mask_name
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
@@ -314,8 +315,16 @@ def code_with_method(entry, run_of):
     return lambda wildcards: code_of(entry, method_module(run_of(wildcards).method))(wildcards)
 
 
+# Set by `mrpipe run`, which prints steps instead of Snakemake's messages: steps, or quiet for failed steps only.
+OUTPUT = os.environ.pop("MRPIPE_OUTPUT", "")
+if OUTPUT:
+    INTERNALS.show_only(shown)
+
+
 def summarise():
-    """Print scores, stores and the report's path."""
+    """Print the answer, scores, stores and the paths of the reports."""
     from mrpipe_planning.summary import print_summary
 
-    print_summary(Path(path("<results>")))
+    pages = [f"<results>/suites/{job.wildcards.suite}/report" for job in INTERNALS.jobs("suite_report")]
+    pages += ["<results>/report"] * bool(INTERNALS.jobs("report_page"))
+    print_summary(Path(path("<results>")), [Path(path(page)) for page in pages])

@@ -13,7 +13,6 @@ rule settings:
     priority: 100
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(1000),
         runtime="10m",
@@ -42,7 +41,6 @@ rule train:
     conda:
         "../../environment.yml"
     # One thread: runs are independent, and the last digits of results depend on the number of threads.
-    threads: 1
     resources:
         mem_mb=memory(8000),
         runtime="12h",
@@ -78,7 +76,6 @@ rule evaluate:
         job_group("cells")
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="2h",

@@ -32,7 +32,6 @@ rule report_page:
         "<benchmarks>/report.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="1h",
@@ -71,7 +70,6 @@ rule suite_report:
         "<benchmarks>/suites/{suite}_report.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="1h",

@@ -10,7 +10,6 @@ rule simulate:
         job_group("export")
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(2000),
         runtime="1h",
@@ -21,4 +20,4 @@ rule simulate:
         code=code_of("mrpipe.stages.simulate", function=lambda dataset, wildcards: dataset.simulate),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe simulate {params.dataset}"
-        " --out {params.out:q} {params.options:q} > {log} 2>&1"
+        " --out {params.out:q} {params.options:q} --overwrite > {log} 2>&1"

@@ -14,7 +14,6 @@ rule check:
         job_group("export")
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(2000),
         runtime="1h",
@@ -79,7 +78,6 @@ rule prepare:
         group_of_parts
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: attempt * ingest_cost(wildcards, "part_mem_mb", 4000),
         runtime=lambda wildcards: ingest_cost(wildcards, "part_runtime", "4h"),
@@ -175,7 +173,6 @@ rule split:
         job_group("seal")
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(2000),
         runtime="1h",
@@ -277,7 +274,6 @@ rule mask:
         job_group("masks")
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(2000),
         runtime="10m",

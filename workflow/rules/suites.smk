@@ -15,26 +15,16 @@ for suite_name in SUITES.names:
         localrule: True
 
 
-rule suite_settings:
-    # Like `settings`, checks hyper-parameters before any store is built.
+use rule settings as suite_settings with:
     output:
         "<results>/suites/{suite}/settings.json",
     log:
         "<logs>/suites/{suite}_settings.log",
     benchmark:
         "<benchmarks>/suites/{suite}_settings.jsonl"
-    priority: 100
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(1000),
-        runtime="10m",
     params:
         asked=lambda wildcards: settings_asked(suite_of(wildcards).cells.values()),
         code=code_of("moe_retriever.config", "moe_retriever.methods"),
-    shell:
-        "python -m mrpipe settings {params.asked:q} > {output} 2> {log}"
 
 
 rule search:
@@ -52,7 +42,6 @@ rule search:
         "<benchmarks>/{experiment}/search_{method}.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(8000),
         # Trials run one after the other.
@@ -83,7 +72,6 @@ rule cost:
         "<benchmarks>/{experiment}/cost_{method}.jsonl"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(8000),
         runtime="4h",
@@ -114,7 +102,6 @@ rule render:
         suite="|".join(name for name in SUITES.names if name not in SUITES.collections),
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(4000),
         runtime="1h",
@@ -144,7 +131,6 @@ rule compare:
         suite="|".join(SUITES.collections),
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
         mem_mb=memory(2000),
         runtime="30m",

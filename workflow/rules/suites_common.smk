@@ -77,27 +77,26 @@ def report_command(folders, page):
     return ["report", *arguments, "--benchmarks", path("<benchmarks>"), "--out", page]
 
 
-# Requested suites, requested comparisons and cells of this workflow run.
+# Requested suites, requested comparisons and progress of this workflow run.
 BEGUN = []
 
 
-def begin_suites():
-    """Report progress per cell, and continue with the others if a cell fails; does nothing if no suite is requested."""
+def begin(log):
+    """Report progress, and continue with the other cells of a suite if one fails."""
     asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
-    if not asked:
+    if not (asked or OUTPUT):
         return
-    places = CellFolders(Path(path("<results>/runs")), Path(path("<logs>")), Path(path("<benchmarks>")))
-    needed = INTERNALS.jobs_to_run()
-    jobs = {job: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate")}
-    cells = Cells(
-        {job.jobid: run for job, run in jobs.items() if job in needed},
-        [run for job, run in jobs.items() if job not in needed],
-        places,
-    )
-    INTERNALS.on_job_finished(cells)
-    INTERNALS.keep_going()
-    compared = [job.wildcards.suite for job in INTERNALS.jobs("compare")]
-    BEGUN.append((asked, compared, cells))
+    needed = {job.jobid: job for job in INTERNALS.jobs_to_run() if not job.is_norun}
+    cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked}
+    to_do = {job: run for job, run in cells.items() if job in needed}
+    jobs = {job_id: Step(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
+    steps = Steps(jobs, to_do, there=len(cells) - len(to_do), output=OUTPUT)
+    INTERNALS.on_job_finished(steps)
+    if asked:
+        INTERNALS.keep_going()
+    if OUTPUT == "steps":
+        sys.stderr.write(f"{len(jobs)} steps; full log: {' '.join(log)}\n")
+    BEGUN.append((asked, [job.wildcards.suite for job in INTERNALS.jobs("compare")], steps))
 
 
 def end_suites():
@@ -106,10 +105,12 @@ def end_suites():
 
     def run_model(arguments):
         # Errors are shown but do not stop the remaining steps.
-        subprocess.run([sys.executable, "-m", "mrpipe", *arguments], stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-m", "mrpipe", *arguments], stdout=subprocess.DEVNULL if OUTPUT else sys.stderr
+        )
 
-    for asked, compared, cells in BEGUN:
-        unfinished = {run.tested for run in cells.unfinished()}
+    for asked, compared, steps in filter(itemgetter(0), BEGUN):
+        unfinished = {run.tested for run in steps.unfinished()}
         for suite in asked:
             without = sorted(unfinished & set(suite.runs))
             if without:
@@ -127,5 +128,5 @@ def end_suites():
             there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
             run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
         run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])
-        if unfinished:
-            sys.stderr.write(cells.failures() + "\n")
+        if unfinished and not OUTPUT:
+            sys.stderr.write(steps.failures() + "\n")

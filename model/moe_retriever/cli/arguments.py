@@ -49,7 +49,6 @@ def _add_machine(parser: ArgumentParser) -> None:
     parser.add_argument("--threads", type=at_least(1), default=1, help=threads)
     kernels = "implementation of experts and recurrences on a CPU; plain: standard torch operations"
     parser.add_argument("--kernels", default="fast", choices=("fast", "plain"), help=kernels)
-    parser.add_argument("--quiet", action="store_true", help="do not print progress")
 
 
 def _add_assignments(parser: ArgumentParser, flag: str, help: str) -> None:
@@ -102,7 +101,9 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resamples", type=at_least(0), default=1000, help=resamples)
     calibrate = "divide the logits by a temperature that is fitted on validation samples"
     parser.add_argument("--calibrate", dest="calibration", action="store_const", const="temperature", help=calibrate)
-    threshold = "probability from which the second of two classes is predicted, or youden or sensitivity=0.9"
+    threshold = (
+        "probability from which the second of two classes is predicted, youden, sensitivity=0.9 or specificity=0.9"
+    )
     parser.add_argument("--threshold", dest="decision_threshold", metavar="RULE", help=threshold)
     by = "metrics by columns of samples.parquet, if numeric by quartiles or with cuts: sex age=40,65"
     parser.add_argument("--by", dest="subgroups", nargs="+", metavar="COLUMN", help=by)

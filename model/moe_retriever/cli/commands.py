@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
-from moe_retriever.catalogue import help_text
+from moe_retriever.catalogue import help_text, names
 from moe_retriever.cli import arguments as arguments_of
 from mrpipe.cli.command import Command
 from mrpipe.errors import UsageError
@@ -88,7 +88,7 @@ def _data(arguments: argparse.Namespace) -> dict[str, Any]:
 def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
     from moe_retriever.training.loop import Job
 
-    how = {"device": device, "overwrite": arguments.overwrite, "quiet": arguments.quiet}
+    how = {"device": device, "overwrite": arguments.overwrite}
     return Job(run=arguments.out, config=config, **_data(arguments), **how)
 
 
@@ -300,6 +300,7 @@ train = Command(
         f" --set tokens=4 epochs=30\n\n{help_text()}\n\n`mrpipe methods NAME` lists the options of a method."
     ),
     add_arguments=arguments_of.train_arguments,
+    words={"method": names},
     run=_train,
     claim=output_folder("a run", "config.json log.txt .resume.pt", "store"),
 )
@@ -333,6 +334,7 @@ search = Command(
     epilog="example:\n  mrpipe search --store stores/mosi --method shaspec --out searches/shaspec --set epochs=50\n"
     "  mrpipe train --store stores/mosi --options searches/shaspec/best.json --out runs/b --set epochs=50",
     add_arguments=arguments_of.search_arguments,
+    words={"method": names},
     run=_search,
     claim=output_folder("a search", "best.json trials trials.parquet", "store"),
 )
@@ -351,6 +353,7 @@ analyse = Command(
 benchmark = Command(
     summary="measure speed, memory, parameters and FLOPs of methods",
     add_arguments=arguments_of.benchmark_arguments,
+    words={"method": names},
     run=_benchmark,
     claim=output_file("store"),
 )
@@ -358,6 +361,7 @@ methods = Command(
     summary="list the methods, or the options and presets of a method",
     epilog=help_text,
     add_arguments=arguments_of.methods_arguments,
+    words={"method": names},
     run=_methods,
 )
 settings = Command(

@@ -3,14 +3,15 @@
 Legend: n rows, S total steps of all rows, E events, V items of the vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_retriever.data.tables import Rows
+from moe_retriever.data.tables import Rows, spans
+from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.events import step_numbers
 
@@ -35,17 +36,13 @@ class EventBatch:
     inverse: Tensor
 
 
-def _spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Concatenation of the ranges starts[i] .. starts[i] + lengths[i] − 1."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
-
-
 class EventTable:
     """Transformed events of one modality for the samples that have it."""
 
     def __init__(self, arrays: Arrays, n_items: int, device: torch.device):
+        assert arrays.offsets is not None
         assert arrays.time is not None
+        self.offsets, self.time = arrays.offsets, arrays.time
         step, n_steps = step_numbers(arrays)
         self.n_items = n_items
         self.item = torch.from_numpy(arrays.x[:, 0].astype(np.int64)).to(device)
@@ -69,7 +66,7 @@ class EventTable:
         longest = int(lengths.max(initial=0))
         number, rank = np.nonzero(np.arange(longest)[:, None] < lengths[order][None, :])
         steps = self.steps[rows[order]][rank] + number
-        events = self._index(_spans(self.first[steps], self.n_events[steps]))
+        events = self._index(spans(self.first[steps], self.n_events[steps]))
         starts = np.cumsum(self.n_events[steps]) - self.n_events[steps]
         return EventBatch(
             item=self.item[events],
@@ -84,8 +81,8 @@ class EventTable:
     def pooled(self, rows: Rows) -> Tensor:
         """Mean z-score of each item over the steps with this item, and the share of these steps, (n, 2 V)."""
         n_steps = np.diff(self.steps)[rows]
-        steps = _spans(self.steps[rows], n_steps)
-        events = self._index(_spans(self.first[steps], self.n_events[steps]))
+        steps = spans(self.steps[rows], n_steps)
+        events = self._index(spans(self.first[steps], self.n_events[steps]))
         row = self._index(np.repeat(np.repeat(np.arange(len(rows)), n_steps), self.n_events[steps]))
         cell = row * self.n_items + self.item[events]
         total, count = (self.value.new_zeros(len(rows) * self.n_items) for _ in range(2))
@@ -94,3 +91,20 @@ class EventTable:
         mean = (total / count.clamp_min(1)).view(len(rows), -1)
         share = count.view(len(rows), -1) / self._index(np.maximum(n_steps, 1)).to(count.dtype)[:, None]
         return torch.cat([mean, share], dim=1)
+
+
+def corrupt_events(clean: Arrays, settings: Missingness) -> Arrays:
+    """`corrupt` for transformed events: noise is added to values only, and a dropped step loses all its events."""
+    assert clean.offsets is not None
+    assert clean.time is not None
+    if settings.mechanism not in AT_LOAD:
+        return clean
+    if settings.mechanism == "gaussian":
+        noisy = corrupt(clean, settings)
+        return replace(noisy, x=np.stack([clean.x[:, 0], noisy.x[:, 1]], axis=1))
+    step, n_steps = step_numbers(clean)
+    offsets = np.concatenate([[0], np.cumsum(n_steps)])
+    steps = replace(clean, x=np.arange(offsets[-1])[:, None], offsets=offsets, time=None)
+    kept = np.isin(step, corrupt(steps, settings).x)
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return replace(clean, x=clean.x[kept], time=clean.time[kept], offsets=before[clean.offsets])

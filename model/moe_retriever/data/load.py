@@ -3,7 +3,7 @@
 Legend: N samples, B samples of a batch, M modalities (in the store's bit order), C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_retriever.data.event_table import EventTable
+from moe_retriever.data.event_table import EventTable, corrupt_events
 from moe_retriever.data.tables import (
     FeatureTable,
     GenotypeTable,
@@ -27,11 +27,12 @@ from moe_retriever.metrics import convention_of, kinds_of
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_masks
+from mrpipe.genetics.packing import copies
 from mrpipe.schema import Modality
 from mrpipe.store import masks
 from mrpipe.store.reader import Arrays, Store
 from mrpipe.store.splits import PARTS, grouped_stratified
-from mrpipe.transforms.events import EventTransform, step_numbers
+from mrpipe.transforms.events import EventTransform
 from mrpipe.transforms.features import FeatureTransform
 from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from mrpipe.transforms.genotypes import GenotypeTransform
@@ -131,6 +132,7 @@ class Data:
         n_without: number of samples removed because they have none of the chosen modalities, by split.
         fitted: the applied transforms.
         n_cut: number of validation samples cut from the training split, because the scheme has none.
+        settings: the simulated missingness.
     """
 
     spec: DataSpec
@@ -146,9 +148,15 @@ class Data:
     fitted: Transforms
     device: torch.device
     n_cut: int = 0
+    settings: Missingness | None = None
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    def take(self, index: Rows) -> "Data":
+        """The samples `index`, in increasing order, with the same tables."""
+        per_sample = ("sample_id", "subject_id", "keys", "observed", "row", "label", "part")
+        return replace(self, **{name: getattr(self, name)[index] for name in per_sample})
 
     def rows(self, part: str) -> Rows:
         """Labelled samples of a split, in order of sample_id."""
@@ -210,24 +218,21 @@ class Data:
         return [names[c] for c in codes.tolist()]
 
 
-def _choose(store: Store, names: Sequence[str] | None) -> list[Modality]:
-    if names is None:
-        return list(store.modalities)
-    unknown = sorted(set(names) - set(store.bits))
-    if unknown:
-        raise UsageError(f"no modality {unknown[0]!r}; the store has {', '.join(store.bits)}")
-    return [m for m in store.modalities if m.name in names]
-
-
 def _table(
-    store: Store, m: Modality, rows: Rows, fitted: Transforms, settings: Missingness | None, device: torch.device
+    arrays: Arrays, m: Modality, fitted: Transforms, settings: Missingness | None, device: torch.device
 ) -> tuple[FeatureTable, tuple[int, ...]]:
-    """The table of one modality for the store's rows `rows`, and the shape of one entry."""
-    arrays = store.arrays(m.name)
-    if len(rows) != len(arrays) or (rows != np.arange(len(arrays))).any():
-        arrays = arrays.take(rows)
+    """The table of rows of one modality, and the shape of one entry."""
     # Noise and dropped steps are applied after the transform; the other mechanisms are part of the masks.
     settings = settings or Missingness(p=0.0)
+    if not fitted.fitted:
+        if settings.mechanism in AT_LOAD:
+            raise UsageError(f"a mask of {settings.mechanism} changes transformed values, so it requires a transform")
+        packed = m.encoding == "packed2"
+        arrays = replace(arrays, x=copies(arrays.x, m.size) if packed else arrays.x.astype(np.float32))
+        if m.name in fitted.shapes:
+            return EventTable(arrays, fitted.shapes[m.name][0], device), fitted.shapes[m.name]
+        sequence = m.kind == "sequence"
+        return sequence_table(arrays, device, elapsed=False) if sequence else VectorTable(arrays.x, device), m.shape
     transform = fitted.fitted[m.name]
     if isinstance(transform, GenotypeTransform):
         return GenotypeTable(arrays.x, transform, device), fitted.shapes[m.name]
@@ -248,23 +253,6 @@ def _table(
     return VectorTable(arrays.x, device, unknown), fitted.shapes[m.name]
 
 
-def corrupt_events(clean: Arrays, settings: Missingness) -> Arrays:
-    """`corrupt` for transformed events: noise is added to values only, and a dropped step loses all its events."""
-    assert clean.offsets is not None
-    assert clean.time is not None
-    if settings.mechanism not in AT_LOAD:
-        return clean
-    if settings.mechanism == "gaussian":
-        noisy = corrupt(clean, settings)
-        return replace(noisy, x=np.stack([clean.x[:, 0], noisy.x[:, 1]], axis=1))
-    step, n_steps = step_numbers(clean)
-    offsets = np.concatenate([[0], np.cumsum(n_steps)])
-    steps = replace(clean, x=np.arange(offsets[-1])[:, None], offsets=offsets, time=None)
-    kept = np.isin(step, corrupt(steps, settings).x)
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return replace(clean, x=clean.x[kept], time=clean.time[kept], offsets=before[clean.offsets])
-
-
 def load(
     store: Store,
     *,
@@ -276,6 +264,7 @@ def load(
     fitted: Transforms | None = None,
     trained: DataSpec | None = None,
     device: torch.device | str = "cpu",
+    tables: bool = True,
 ) -> Data:
     """Read a store into tensors; without labelled validation samples, some training samples become validation samples.
 
@@ -287,13 +276,13 @@ def load(
         transform: options of transforms that are fitted here.
         fitted: transforms of the training store; default: fitted on the training samples.
         trained: specification of a trained method, to predict a store that may lack its labels and split.
+        tables: False: select samples and fit, and leave the tables to `with_tables`.
 
     Raises:
         UsageError: unknown names.
         DataError: the mask file belongs to another store or lacks samples.
     """
-    device = torch.device(device)
-    chosen = _choose(store, modalities)
+    chosen = store.choose(modalities)
     label, names = _labels(store, task, trained)
     samples = (
         store.samples()
@@ -323,16 +312,6 @@ def load(
     if fitted is not None and fitted.store_id != store.store_id:
         fitted.require_features(store)
     fitted = fitted or fit(store, scheme, [m.name for m in chosen], transform, without=cut)
-    row = np.full(observed.shape, -1, dtype=np.int64)
-    tables, specs = [], []
-    for column, m in enumerate(chosen):
-        seen = observed[:, column]
-        row[seen, column] = np.arange(seen.sum())
-        store_rows = samples[f"row_{m.name}"].fill_null(-1).to_numpy().astype(np.int64)[seen]
-        table, shape = _table(store, m, store_rows, fitted, settings, device)
-        tables.append(table)
-        kind = "events" if isinstance(table, EventTable) else m.kind
-        specs.append(ModalitySpec(name=m.name, kind=kind, shape=tuple(shape)))
     value, center, scale = samples["value"], 0.0, 1.0
     label_of: Labels = value.cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64)
     if not names:
@@ -343,21 +322,38 @@ def load(
         elif len(known_train):
             center, scale = float(known_train.mean()), float(known_train.std()) or 1.0
     convention = convention_of(store.manifest.dataset, task or store.task().name)
-    return Data(
-        spec=DataSpec(modalities=tuple(specs), classes=names, center=center, scale=scale, convention=convention),
+    declared = tuple(ModalitySpec(name=m.name, kind=m.kind, shape=m.shape) for m in chosen)
+    data = Data(
+        spec=DataSpec(modalities=declared, classes=names, center=center, scale=scale, convention=convention),
         sample_id=samples["sample_id"].to_numpy().astype(np.str_),
         subject_id=samples["subject_id"].to_numpy().astype(np.str_),
         keys=keyed.id_keys(samples["sample_id"]),
         observed=observed,
-        row=row,
+        row=samples.select(pl.col(f"row_{m.name}").fill_null(-1).cast(pl.Int64) for m in chosen).to_numpy(),
         label=label_of,
         part=part.astype(np.int8),
-        tables=tables,
+        tables=[],
         n_without=without,
         fitted=fitted,
-        device=device,
+        device=torch.device(device),
         n_cut=len(cut),
+        settings=settings,
     )
+    return with_tables(data, store) if tables else data
+
+
+def with_tables(data: Data, store: Store, read: Callable[[str, Rows], Arrays] | None = None) -> Data:
+    """Data whose `row` is that of the store's tables, with tables of the observed rows, which `read` returns."""
+    read = read or (lambda name, rows: store.arrays(name).take(rows))
+    row, tables, specs = np.full_like(data.row, -1), [], []
+    for column, m in enumerate(store.choose(data.spec.names)):
+        seen = data.observed[:, column]
+        row[seen, column] = np.arange(seen.sum())
+        table, shape = _table(read(m.name, data.row[seen, column]), m, data.fitted, data.settings, data.device)
+        tables.append(table)
+        kind = "events" if isinstance(table, EventTable) else m.kind
+        specs.append(ModalitySpec(name=m.name, kind=kind, shape=tuple(shape)))
+    return replace(data, spec=replace(data.spec, modalities=tuple(specs)), row=row, tables=tables)
 
 
 def _validation_of(train: pl.DataFrame, *, stratified: bool) -> list[str]:

@@ -89,7 +89,7 @@ def _of_classes(label: Ints, probability: Floats, weight_Rn: Floats, threshold: 
     bins = np.eye(N_BINS)[np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)]
     sums = weight_Rn @ np.column_stack([distance, -np.log(of_label), bins * (right - confidence)[:, None]])
     total = truth.sum(axis=1)
-    _, every, wrong, kept = _from_the_top(~right, confidence, weight_Rn)
+    _, every, wrong, kept = from_the_top(~right, confidence, weight_Rn)
     out = {
         "accuracy": hits.sum(axis=1) / total,
         "balanced_accuracy": _mean_of_known(hits / truth),
@@ -118,7 +118,7 @@ def _mean_of_known(x_RC: Floats) -> Floats:
     return mean
 
 
-def _from_the_top(flag: Bools, value: Floats, weight_Rn: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def from_the_top(flag: Bools, value: Floats, weight_Rn: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """(R, G) weights of flagged and of all samples at each of G distinct values, highest first, and cumulative sums."""
     order = np.argsort(-value, kind="stable")
     _, start = np.unique(-value[order], return_index=True)
@@ -131,7 +131,7 @@ def _from_the_top(flag: Bools, value: Floats, weight_Rn: Floats) -> tuple[Floats
 
 def weighted_areas(positive: Bools, value: Floats, weight_Rn: Floats) -> tuple[Floats, Floats]:
     """(R,) area under the ROC curve, where ties count one half, and average precision."""
-    up, every, all_up, all_every = _from_the_top(positive, value, weight_Rn)
+    up, every, all_up, all_every = from_the_top(positive, value, weight_Rn)
     n_up, n_every = all_up[:, -1], all_every[:, -1]
     above = ((every - up) * (all_up - up / 2)).sum(axis=1)
     return above / (n_up * (n_every - n_up)), np.nansum(up * all_up / all_every, axis=1) / n_up

@@ -56,6 +56,12 @@ def _host(rows: Rows, device: torch.device) -> Tensor:
     return index if device.type == "cpu" else index.to(device, non_blocking=True)
 
 
+def spans(starts: Rows, lengths: Rows) -> Rows:
+    """Concatenation of the ranges starts[i] .. starts[i] + lengths[i] − 1."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
 class VectorTable:
     """x (n, d) float32; `unknown` (n, d) marks imputed values, None if there are none."""
 
@@ -78,9 +84,12 @@ class VectorTable:
 
 
 class SequenceTable:
-    """Concatenated steps of all rows, (S, d) float32; batches are packed directly from them, without padding."""
+    """Concatenated steps of all rows, (S, d) float32, and their times if irregular, (S,); batches are packed."""
 
-    def __init__(self, x: NDArray[np.float32], offsets: Rows, device: torch.device):
+    def __init__(
+        self, x: NDArray[np.float32], offsets: Rows, device: torch.device, time: NDArray[np.float32] | None = None
+    ):
+        self.time = time
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
         self.offsets = offsets
         self.lengths = np.diff(offsets)
@@ -108,9 +117,7 @@ class SequenceTable:
         if len(rows) == 0:
             return self.x.new_zeros(0, 2 * self.x.shape[1] + 1)
         lengths = self.lengths[rows]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        flat = np.repeat(self.offsets[rows] - starts[:-1], lengths) + np.arange(starts[-1])
-        steps = self.x[_host(flat, self.x.device)]
+        steps = self.x[_host(spans(self.offsets[rows], lengths), self.x.device)]
         n = _host(lengths, self.x.device)
         mean = torch.segment_reduce(steps, "mean", lengths=n)
         largest = torch.segment_reduce(steps, "max", lengths=n)
@@ -212,8 +219,8 @@ def with_elapsed(arrays: Arrays) -> NDArray[np.float32]:
     return np.concatenate([arrays.x, np.log1p(np.maximum(elapsed, 0.0))[:, None]], axis=1, dtype=np.float32)
 
 
-def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
-    """The table of a transformed sequence.
+def sequence_table(arrays: Arrays, device: torch.device, *, elapsed: bool = True) -> SequenceTable:
+    """The table of a sequence; with `elapsed`, that of `with_elapsed`.
 
     Raises:
         DataError: an observed sequence without steps, which the store should not contain.
@@ -225,4 +232,4 @@ def sequence_table(arrays: Arrays, device: torch.device) -> SequenceTable:
         expected = "at least one step in an observed sequence"
         fix = "Remove the row: a sample with an empty sequence lacks the modality."
         raise DataError(Fault(file=file, column="length", row=row, expected=expected, found=found, fix=fix))
-    return SequenceTable(with_elapsed(arrays), arrays.offsets, device)
+    return SequenceTable(with_elapsed(arrays) if elapsed else arrays.x, arrays.offsets, device, arrays.time)

@@ -57,9 +57,12 @@ def fit_temperature(label: Ints, logits: Floats) -> float:
 
 
 def choose_threshold(label: Ints, probability: Floats, rule: str, value: float) -> float:
-    """Highest threshold with the largest sensitivity + specificity (youden), or with a `sensitivity` of `value`."""
+    """Highest threshold with the best Youden index or a `sensitivity` of `value`, or lowest with a `specificity`."""
     # The first threshold of the curve is infinite. Rounding removes differences that are due to sums only.
     false_rate, sensitivity, thresholds = (v[1:] for v in roc_curve(label, probability, drop_intermediate=False))
+    if rule == "specificity":
+        # If no probability is high enough, the threshold is above all of them.
+        return float([np.nextafter(thresholds[0], 2), *thresholds[np.round(1 - false_rate, 12) >= value]][-1])
     good = sensitivity >= value if rule == "sensitivity" else np.round(sensitivity - false_rate, 12)
     return float(thresholds[np.argmax(good)])
 

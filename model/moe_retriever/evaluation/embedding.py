@@ -51,8 +51,7 @@ def choose(data: Data, rows: Rows, combination: str | None, seed: int) -> tuple[
     if combination is None:
         if not (lacking > 0).any():
             raise UsageError("no sample of this split lacks a modality, so there is nothing to retrieve")
-        candidates = names[lacking == lacking[lacking > 0].min()]
-        found, counts = np.unique(candidates, return_counts=True)
+        found, counts = np.unique(names[lacking == lacking[lacking > 0].min()], return_counts=True)
         combination = str(found[counts.argmax()])
     wanted = combination_name(n for n in data.spec.names if n in name_parts(combination))
     chosen = rows[names == wanted]

@@ -145,7 +145,8 @@ def evaluate_run(
     """Evaluate a finished run; return the content of metrics.json.
 
     Files for the test split: predictions.parquet, routing.parquet (methods that route), metrics.csv (by modality
-    combination, number of observed modalities and subgroup), risk_coverage.csv (classes), test_cost.json (run times,
+    combination, number of observed modalities and subgroup), risk_coverage.csv (classes), validation.parquet (two
+    classes: predictions of the validation samples, with which thresholds are chosen later), test_cost.json (run times,
     not reproducible to the byte) and, last, metrics.json. Files of another split contain its name: metrics_val.json.
 
     Args:
@@ -192,9 +193,16 @@ def evaluate_run(
     metrics = table(*scored, seed=trained.config.seed, n_resamples=n_resamples, more=more, rules=rules)
     metrics = pl.concat([metrics, pattern_rows(metrics)])
     if len(rows) and not data.spec.regression:
-        curve = risk_coverage(data.label[rows], found.scored)
-        write_csv(out / f"risk_coverage{suffix}.csv", curve)
-    write_frame(out / f"predictions{suffix}.parquet", prediction_frame(data, found))
+        write_csv(out / f"risk_coverage{suffix}.csv", risk_coverage(data.label[rows], found.scored))
+    predicted = prediction_frame(data, found)
+    if more:
+        names = [pl.when(pl.lit(pl.Series(chosen))).then(pl.lit(group)) for _, group, chosen in more]
+        predicted = predicted.with_columns(subgroups=pl.concat_list(names).list.drop_nulls())
+    write_frame(out / f"predictions{suffix}.parquet", predicted)
+    if training is not None and not name and part == "test" and len(data.spec.classes) == 2:
+        validation = predict(trained.method, data, data.rows("val"), draws=draws)
+        validation = replace(validation, logits=validation.logits / np.float32(decision["temperature"]))
+        write_frame(out / "validation.parquet", prediction_frame(data, validation))
     if found.routing is not None:
         write_frame(out / f"routing{suffix}.parquet", found.routing)
     write_csv(out / f"metrics{suffix}.csv", metrics)

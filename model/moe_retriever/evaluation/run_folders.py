@@ -114,7 +114,7 @@ def tested(run: Path, pattern: str = "") -> Predicted:  # noqa: PT028
     """
     said = read_metrics(run) if finished(run) else {}
     threshold = said.get("decision", {}).get("threshold", PLAIN.threshold)
-    return replace(_predicted(_predictions(run, pattern)), rules=Rules(said.get("convention", ""), threshold))
+    return replace(_predicted(predictions_of(run, pattern)), rules=Rules(said.get("convention", ""), threshold))
 
 
 def best_possible(run: Path, best: pl.DataFrame | None, pattern: str = "") -> Predicted | None:
@@ -127,7 +127,7 @@ def best_possible(run: Path, best: pl.DataFrame | None, pattern: str = "") -> Pr
     Returns:
         None if `best` is None or lacks a sample or a combination.
     """
-    frame = _predictions(run, pattern)
+    frame = predictions_of(run, pattern)
     classes = [c for c in frame.columns if c.startswith("p_")]
     if best is None or not classes:
         return None
@@ -139,7 +139,8 @@ def best_possible(run: Path, best: pl.DataFrame | None, pattern: str = "") -> Pr
     return None if any(found[c].null_count() for c in classes) else _predicted(found)
 
 
-def _predictions(run: Path, pattern: str) -> pl.DataFrame:
+def predictions_of(run: Path, pattern: str = "") -> pl.DataFrame:
+    """A run's predictions.parquet in order of sample_id; with a pattern, only this combination of modalities."""
     frame = read_frame(run / "predictions.parquet").sort("sample_id", maintain_order=True)
     frame = frame.filter(modalities=pattern) if pattern else frame
     if "subject_id" not in frame.columns:

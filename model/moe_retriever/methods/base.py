@@ -191,8 +191,6 @@ class Method(nn.Module, Generic[O_co]):
         """Pool of each expert, for methods that report routing."""
         return ["shared"] * n_experts
 
-    # Helper methods.
-
     def task_loss(self, logits: Tensor, label: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Loss of outputs (n, C) for labels (n,): cross-entropy, or the squared error of a regression's single output.
 

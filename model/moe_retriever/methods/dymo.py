@@ -142,8 +142,7 @@ class DyMo(Method[DyMoOptions]):
             (data, rows), training, found = self._training_set, self.training, []
             self.eval()
             for part in np.array_split(rows, math.ceil(len(rows) / self.config.common.eval_batch_size)):
-                batch = data.batch(part, "reference")
-                x_NMPH, kept, label_N = self._drawn(batch, REFERENCE_DRAWS)
+                x_NMPH, kept, label_N = self._drawn(data.batch(part, "reference"), REFERENCE_DRAWS)
                 found.append((self._features(x_NMPH, kept)[1], self._group(kept), self._class(label_N)))
             self.train(training)
             self._references = references(self.shape, *(torch.cat(parts) for parts in zip(*found, strict=True)))

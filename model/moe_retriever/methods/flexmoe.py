@@ -166,8 +166,6 @@ class FlexMoE(Method[FlexMoEOptions]):
     def initial(self, name: str) -> Fill:
         return normal(self.options.bank_std) if name == "bank_KMPH" else constant(0.0)
 
-    # Training samples and schedule
-
     def prepare(self, data: Data, train_rows: Rows) -> None:
         n_modalities = len(self.spec.modalities)
         seen = np.zeros(1 << n_modalities, dtype=bool)
@@ -196,8 +194,6 @@ class FlexMoE(Method[FlexMoEOptions]):
         if not self.sorting:
             return rows
         return rows[np.argsort(-data.observed[rows].sum(axis=1), kind="stable")]
-
-    # One step
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         missing = torch.from_numpy(~batch.observed).to(self.device)

@@ -182,8 +182,6 @@ class M3Care(Method[M3CareOptions]):
         self.reference: ReferenceSamples | None = None
         self._bank: NeighbourBank | None = None
 
-    # Training samples
-
     def prepare(self, data: Data, train_rows: Rows) -> None:
         rows = data.drawn(train_rows, self.options.bank or len(train_rows), self.config.seed, "m3care bank")
         self.reference = ReferenceSamples.of(data, rows)
@@ -232,8 +230,6 @@ class M3Care(Method[M3CareOptions]):
         h = shaped(state["h"], *observed.shape, self.config.common.hidden)
         self._bank = self._made(observed.to(self.device), h.to(self.device))
         self.train(training)
-
-    # One step
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         h = self.encode_slots(batch).mean(dim=2)

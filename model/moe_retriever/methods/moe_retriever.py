@@ -137,8 +137,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
         if self.options.reconstruct and not config.common.drop_modalities:
             raise UsageError(f"option reconstruct={self.options.reconstruct} requires drop_modalities above 0")
 
-    # Training samples
-
     def prepare(self, data: Data, train_rows: Rows) -> None:
         self._refer(ReferenceSamples.of(data, train_rows))
 
@@ -180,8 +178,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
             if self.reference.bank and self.options.nearest_metric == "embedding":
                 self.index.fitted = None
 
-    # Schedule
-
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
         self.retrieving = epoch >= first_epochs(self.options.warmup, n_epochs)
 
@@ -196,8 +192,6 @@ class MoERetriever(Method[MoERetrieverOptions]):
     def expert_pools(self, n_experts: int) -> list[str]:
         own = [name for name in self.spec.names for _ in range(self.options.n_experts)]
         return [*own, *["shared"] * (n_experts - len(own))]
-
-    # One step
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         c, o = self.config.common, self.options

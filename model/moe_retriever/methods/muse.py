@@ -194,8 +194,6 @@ class Muse(Method[MuseOptions]):
         self._training_set: tuple[Data, Rows] | None = None
         self._frozen: list[Tensor] | None = None
 
-    # Training samples
-
     def prepare(self, data: Data, train_rows: Rows) -> None:
         self._training_set, self._frozen = (data, np.sort(train_rows)), None
 
@@ -235,8 +233,6 @@ class Muse(Method[MuseOptions]):
         self._frozen = [shaped(s, *shape).to(self.device) for s in cast(list[object], state["modality_states"])]
         if len(self._frozen) != self.options.layers - 1:
             raise ValueError(f"{len(self._frozen)} states of {self.options.layers} layers")
-
-    # One step
 
     def _edges(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Edge features (B, M, H), and whether each edge exists (B, M)."""

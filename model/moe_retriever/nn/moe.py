@@ -208,7 +208,6 @@ def balance_loss(routing: Routing, group_T: Tensor, allowed_GA: Tensor) -> Tenso
     importance_TE = torch.zeros_like(routing.clean).scatter(1, routing.expert, routing.weight)
     statistics_T2E = torch.stack([importance_TE, _load(routing)], dim=1)
     sums_G2E = statistics_T2E.new_zeros(n_groups, *statistics_T2E.shape[1:]).index_add(0, group_T, statistics_T2E)
-    index = allowed_GA[:, None, :].expand(-1, 2, -1)
-    per_group = cv_squared(sums_G2E.gather(2, index)).sum(dim=1)
+    per_group = cv_squared(sums_G2E.gather(2, allowed_GA[:, None, :].expand(-1, 2, -1))).sum(dim=1)
     present = torch.zeros(n_groups, dtype=per_group.dtype, device=per_group.device).index_fill(0, group_T, 1.0)
     return (per_group * present).sum() / present.sum().clamp_min(1.0)

@@ -13,8 +13,11 @@ import polars as pl
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from moe_retriever.config import parse_threshold
+from moe_retriever.plots.clinical import FIGURES
 from moe_retriever.report import benchmarks, cautions, cost
 from moe_retriever.report.answers import compare
+from moe_retriever.report.clinical import describe_clinical
 from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
 from moe_retriever.report.methods_data import listed, short_title
 from moe_retriever.report.methods_text import MethodsText, methods_text
@@ -33,7 +36,8 @@ from mrpipe.store.reader import Store, open_verified
 
 HERE = Path(__file__).resolve().parent
 # Listed by name, because the code hash covers the data files that a module names.
-TEMPLATES = ("answer.md", "page.html", "stores.html", "results.html", "record.html", "style.css", "script.html")
+_PARTS = ("stores.html", "results.html", "clinical.html", "record.html", "style.css", "script.html")
+TEMPLATES = ("answer.md", "page.html", *_PARTS)
 MOST_SETTINGS = 60
 # Metrics of the tables that are open at first, and of those in answer.md.
 MAIN_METRICS = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "AUPRC", "MAE", "RMSE", "Corr", "R²")
@@ -50,6 +54,7 @@ class Inputs:
         cells: folder of all runs, which contains the cells of the suites; the methods text covers these cells, too.
         searches: best.json files or folders with such files; used if a run of the page has the same method and store.
         benchmarks: folder of the workflow's benchmark files.
+        thresholds: further rules of decision thresholds, as `decision_threshold`, in experiments with two classes.
         quality: name of a store's folder → folder of its quality control (`qc.parquet`, `contact_sheet.png`).
     """
 
@@ -59,6 +64,7 @@ class Inputs:
     cells: Path | None = None
     searches: Sequence[Path] = ()
     benchmarks: Path | None = None
+    thresholds: Sequence[str] = ()
     quality: dict[str, Path] | None = None
 
 
@@ -80,7 +86,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     searches = [s for s in _searches(inputs.searches) if (s["store_id"], s["method"]) in known]
     figures = out.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for kind in ("availability", "cohort", "learning", "routing"):
+    for kind in ("availability", "cohort", "learning", "routing", *FIGURES):
         for old in figures.glob(f"*-{kind}.svg"):
             old.unlink()
     scores, public = tidy(runs), {s.store_id for s in stores if s.manifest.count is int}
@@ -104,6 +110,8 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         names = [m.removesuffix(" (%)") for m in section["metrics"]]
         for kind, main in (("main", True), ("others", False)):
             section[kind] = [i for i, m in enumerate(names) if (m in MAIN_METRICS) == main]
+    binary = [of for of in by_experiment([*runs, *cells]).values() if len(of[0].metrics["classes"]) == 2][:MAX_DRAWN]
+    clinical = [describe_clinical(of, figures, inputs.thresholds, public) for of in binary]
     described = [describe_store(s, figures) | {"quality": describe_quality(quality_folder(s, quality))} for s in stores]
     described = [store | {"cautions": cautions.of_store(store)} for store in described]
     of_suites = Counter(c.text for of in by_experiment(cells).values() for c in cautions.of_experiment(of))
@@ -122,6 +130,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         drawn=[(a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())],
         most=MOST,
         suite_cautions=list(of_suites.items()),
+        clinical=clinical,
         max_drawn=MAX_DRAWN,
         settings=settings[:MOST_SETTINGS],
         n_settings=len(settings),
@@ -136,6 +145,8 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     shown = shown if (scores["transforms"] != "").any() else shown.drop("transforms")
     write_csv(out.parent / "results.csv", shown)
     write_text(out.parent / "answer.md", _template("answer.md").render(**known_to_both))
+    if clinical:
+        write_csv(out.parent / "clinical.csv", pl.concat(section["table"] for section in clinical))
     write_text(out, html)
     return scores
 
@@ -257,6 +268,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     quality = "folder with the quality control of a store (default: the one next to the store)"
     parser.add_argument("--qc", nargs="*", default=[], metavar="STORE=DIR", help=quality)
+    threshold = "further decision thresholds of two classes: a probability, sensitivity=0.95 or specificity=0.95"
+    parser.add_argument("--threshold", nargs="*", default=[], metavar="RULE", help=threshold)
     exact = "exact counts, which a page that is shared should not have: rounded to 5, and hidden below, otherwise"
     parser.add_argument("--show-values", action="store_true", help=exact)
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE", help="HTML file to write")
@@ -275,6 +288,7 @@ def run(args: argparse.Namespace) -> None:
         cells=args.cells,
         searches=args.searches,
         benchmarks=args.benchmarks,
+        thresholds=[rule for rule in args.threshold if parse_threshold(rule)],
         quality={name: Path(folder) for name, _, folder in pairs},
     )
     if not (inputs.runs or inputs.stores or inputs.suites):

@@ -247,8 +247,7 @@ class Retriever(nn.Module):
     ) -> Tensor:
         """Integrate by weighted sums of expert outputs (options position, broadcast and gate)."""
         n_tokens = mixed_IPH.shape[1]
-        position = torch.arange(n_tokens, device=x_TH.device)
-        row_T = (slot_I[:, None] * n_tokens + position).flatten()
+        row_T = (slot_I[:, None] * n_tokens + torch.arange(n_tokens, device=x_TH.device)).flatten()
         scale_T, n_rows = weight_I.repeat_interleave(n_tokens), n_slots * n_tokens
         if self.options.integration == "broadcast":
             row_T, scale_T, n_rows = slot_I.repeat_interleave(n_tokens), scale_T / n_tokens, n_slots

@@ -1,5 +1,6 @@
 """Training output: `log.txt`, the progress line, and the text for each epoch."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +16,19 @@ from moe_retriever.training.checkpoint import EpochRow, Origin
 from mrpipe.options import non_default_fields
 from mrpipe.store.masks import combination_name
 
+_LOG = logging.getLogger(__name__)
 
-def progress_display(*, quiet: bool) -> Progress:
-    """Progress display: description, bar, count, time left (from the mean pace so far) and a free text `state`."""
+
+def progress_display() -> Progress:
+    """Progress display: description, bar, count, time left (from the mean pace so far) and a free text `state`.
+
+    It is shown if progress is logged, that is at level INFO.
+    """
     description, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
     columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), state)
     console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=quiet, transient=True, speed_estimate_period=1e9)
+    hidden = not _LOG.isEnabledFor(logging.INFO)
+    return Progress(*columns, console=console, disable=hidden, transient=True, speed_estimate_period=1e9)
 
 
 class Log:
@@ -32,9 +39,9 @@ class Log:
         progress: display in which this run is one line, e.g. that of a search; default: a display of its own.
     """
 
-    def __init__(self, path: Path, *, n_epochs: int, progress: Progress | None, quiet: bool, fresh: bool):
+    def __init__(self, path: Path, *, n_epochs: int, progress: Progress | None, fresh: bool):
         self._path, self._shared, self._n_epochs = path, progress is not None, n_epochs
-        self._progress = progress or progress_display(quiet=quiet)
+        self._progress = progress or progress_display()
         if fresh:
             path.write_text("", encoding="utf-8")
 
@@ -51,9 +58,10 @@ class Log:
             with self._progress:
                 yield
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, level: int = logging.DEBUG) -> None:
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(text + "\n")
+        _LOG.log(level, text)
 
     def epoch(self, done: int, text: str, state: str) -> None:
         """Write a line to the log and update the progress line."""

@@ -7,10 +7,10 @@ epoch, so a killed run that is restarted continues after its last complete epoch
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -78,7 +78,6 @@ class Job:
         device: torch device.
         overwrite: whether to remove everything of an earlier run in the folder first.
         replace: whether an earlier run with other settings may be replaced, e.g. a trial of a search.
-        quiet: whether to hide the progress line and the notes.
         progress: display in which this run is one line, e.g. that of a search; default: a display of its own.
     """
 
@@ -93,7 +92,6 @@ class Job:
     device: str = "cpu"
     overwrite: bool = False
     replace: bool = False
-    quiet: bool = False
     progress: Progress | None = None
 
 
@@ -182,15 +180,13 @@ def run_training(job: Job, data: Data | None = None) -> bool:
             shutil.copyfile(job.mask_file, temporary)
     before = _resume_point(run, mark, job.device)
     common = config.common
-    log = Log(run / "log.txt", n_epochs=common.epochs, progress=job.progress, quiet=job.quiet, fresh=before is None)
+    log = Log(run / "log.txt", n_epochs=common.epochs, progress=job.progress, fresh=before is None)
     log.line(opening_line(method, data, parts, origin))
     noted, used = notes(data, parts), [m for m in job.store.modalities if m.name in data.spec.names and m.encoder]
     again = "an interrupted training with other options, data, threads or code is not continued but replaced"
     replaced = [again] if before is None and (run / checkpoint.RESUME_NAME).is_file() else []
     for note in [*(f"{m.name}: {used_encoder(m.encoder)}" for m in used), *noted, *replaced]:
-        log.line(f"note: {note}")
-        if not job.quiet:
-            print(f"note: {note}", file=sys.stderr)
+        log.line(f"note: {note}", logging.INFO if job.progress is None else logging.DEBUG)
     seconds: list[float] = []
     outcome: TrainingRecord
     with log.shown():

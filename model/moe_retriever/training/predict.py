@@ -76,8 +76,7 @@ class _RoutingSums:
         names = method.spec.names
         rows = []
         for (target, combination), (n, weight, share) in sorted(self._sums.items()):
-            pools = method.expert_pools(len(weight))
-            for e, pool in enumerate(pools):
+            for e, pool in enumerate(method.expert_pools(len(weight))):
                 rows.append((names[target], combination, n, e, pool, weight[e] / n, share[e] / n))
         return pl.DataFrame(rows, schema=ROUTING_SCHEMA, orient="row")
 

@@ -9,6 +9,7 @@ A method without gradient steps compares as many settings, if it has the option 
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import shutil
 import time
@@ -44,6 +45,7 @@ COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
     "weight_decay": (0.0, 1e-4),
     "dropout": (0.1, 0.3, 0.5),
 }
+_LOG = logging.getLogger(__name__)
 MOST_COMBINATIONS = 100_000
 Space = Mapping[str, Sequence[OptionValue]]
 Overrides = dict[str, OptionValue]
@@ -170,9 +172,9 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Da
         raise UsageError("a search needs labelled validation samples to select the best trial")
     done: list[Trial] = []
     metric = selected_by(job, data)
-    progress = progress_display(quiet=job.quiet)
+    progress = progress_display()
     task = progress.add_task("trials", total=len(trials), state="")
-    base = dataclasses.replace(job, overwrite=False, replace=True, quiet=True, progress=progress)
+    base = dataclasses.replace(job, overwrite=False, replace=True, progress=progress)
     with progress:
         for number, (options, config) in enumerate(trials):
             progress.update(task, description=f"trial {number + 1} of {len(trials)}")
@@ -181,9 +183,7 @@ def run_search(job: Job, trials: Sequence[tuple[Overrides, AnyConfig]], data: Da
             at = best_of(done, metric)
             _keep_only(at, done, job.run)
             progress.update(task, completed=number + 1, state="" if at is None else f"best {at.score:.4f}")
-            if not job.quiet:
-                line = _line(done[-1], len(trials), metric)
-                progress.console.print(line, highlight=False, soft_wrap=True)
+            _LOG.info(_line(done[-1], len(trials), metric))
     return done
 
 

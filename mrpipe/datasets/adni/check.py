@@ -108,8 +108,7 @@ def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -
         DataError: a value is invalid.
     """
     observed = {}
-    labels = label_table(export, options.label_source)
-    people = export.require(labels)["rid"].unique().to_list()
+    people = export.require(label_table(export, options.label_source))["rid"].unique().to_list()
     for name, (tables, build) in _BUILDERS.items():
         if not (present := tables(export, options)):
             continue

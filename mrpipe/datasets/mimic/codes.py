@@ -5,6 +5,7 @@ days since the first admission. Within a visit, diagnoses precede procedures, bo
 assigned at discharge, so that a visit that has not ended at the prediction time has none.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.datasets.mimic.cohort import ended, visits_of
 from mrpipe.datasets.mimic.note_text import TELLTALE
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Features
 
+_LOG = logging.getLogger(__name__)
 DESCRIPTION = "diagnoses and procedures of each visit, one step per code: [position in levels, visit number], days"
 KINDS = {"hosp/diagnoses_icd": "DX", "hosp/procedures_icd": "PR"}
 TITLES = {"hosp/d_icd_diagnoses": "DX", "hosp/d_icd_procedures": "PR"}
@@ -111,7 +112,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     )
     if codes.is_empty():
         raise DataError(Fault(file="hosp/diagnoses_icd", expected="codes of visits in the cohort", found="none"))
-    log(
+    _LOG.info(
         f"mimic code: {len(codes):,} codes of {codes['rank'].n_unique():,} patients, "
         f"{codes.filter(icd_version=10).height:,} of them ICD-10, {int(codes['recoded'].sum()):,} corrected by titles; "
         f"removed: {n[0] - n[1]:,} of visits that end after the prediction time, {n[1] - n[2]:,} that reveal the "
@@ -125,8 +126,7 @@ def read_codes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         .join(_titles(raw, options), on=CODE, how="left", maintain_order="left")
     )
     codes = codes.join(levels.drop("long_title"), on=CODE, how="left", maintain_order="left")
-    rank = codes["rank"].to_numpy()
-    present, lengths = np.unique(rank, return_counts=True)
+    present, lengths = np.unique(codes["rank"].to_numpy(), return_counts=True)
     name = pl.format("{}{}:{}", "kind", "icd_version", "icd_code") + pl.format(" {}", "long_title").fill_null("")
     level_names = levels.select(name.alias("name"))["name"].to_list()
     modality = event_modality("code", 2, level_names, "days since the first visit", DESCRIPTION)

@@ -4,13 +4,13 @@ A sample is a patient. Only `visits` filters admissions; the readers of codes, n
 that no modality includes an excluded visit.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.scan.scanner import is_parquet
 from mrpipe.datasets.mimic.tables import detect_release, find_table, open_optional, open_table
 from mrpipe.delimited import line_of
@@ -18,6 +18,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW
 from mrpipe.schema import Attrition, Cohort, flow_lines
 
+_LOG = logging.getLogger(__name__)
 TASK = "mortality"
 PAPER = {
     "patients": 9_003,
@@ -297,10 +298,10 @@ def code_counts(raw: Path, kept: pl.DataFrame, options: MimicOptions) -> pl.Data
 
 
 def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) -> None:
-    log("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
+    _LOG.info("mimic cohort, in patients (numbers of the MoE-Retriever paper in brackets)")
     for line in flow_lines(attrition):
-        log(f"  {line}")
-    log(f"  included: n = {attrition['n_after'][-1]:,} [{PAPER['patients']:,}]")
+        _LOG.info(f"  {line}")
+    _LOG.info(f"  included: n = {attrition['n_after'][-1]:,} [{PAPER['patients']:,}]")
     counted = {
         "deaths within a year": int(value.sum()),
         "patients without diagnoses": int((samples["n_diagnoses"] == 0).sum()),
@@ -308,7 +309,7 @@ def _report(attrition: pl.DataFrame, samples: pl.DataFrame, value: pl.Series) ->
     }
     for name, n in counted.items():
         expected = PAPER[name]
-        log(f"  {n:>9,}  {name}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
+        _LOG.info(f"  {n:>9,}  {name}, {n / len(samples):.1%} [{expected:,}, {expected / PAPER['patients']:.1%}]")
 
 
 def visits_of(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> pl.DataFrame:

@@ -7,6 +7,7 @@ readers, because the unit of an item depends on the whole export.
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,11 +22,11 @@ from mrpipe.datasets.events import SortedRuns, write_part
 from mrpipe.datasets.mimic.cohort import visits_of
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.datasets.mimic.ranges import canonical_unit
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, open_table, scan_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
 
+_LOG = logging.getLogger(__name__)
 PART_KEY = "mrpipe.mimic.part"
 # One measurement: rank of the patient, seconds since first admission, source · ITEM_BASE + itemid, unit code, value.
 RUN = np.dtype([("rank", "<i4"), ("seconds", "<i4"), ("item", "<i4"), ("unit", "<u2"), ("value", "<f4")])
@@ -116,8 +117,7 @@ class UnitCodes:
         self._codes: dict[str | None, int] = {None: 0, "": 0}
 
     def encode(self, units: pl.Series) -> NDArray[np.uint16]:
-        distinct = units.unique().to_list()
-        for unit in distinct:
+        for unit in units.unique().to_list():
             if unit not in self._codes:
                 name = canonical_unit(unit)
                 if name not in self.names:
@@ -142,8 +142,7 @@ def numbers_of(frame: pl.DataFrame, tally: Counter[str]) -> pl.Series:
             tally["limit (> or <) taken as its bound"] += int(
                 (parts[parts.columns[0]].is_not_null() & parsed.is_not_null()).sum()
             )
-            positions = blank.arg_true()
-            number = number.scatter(positions, parsed)
+            number = number.scatter(blank.arg_true(), parsed)
     finite = number.is_finite().fill_null(False)
     tally["set aside: text, blank or ___"] += int((~finite).sum())
     return number
@@ -173,11 +172,6 @@ def event_files(raw: Path, options: MimicOptions) -> dict[str, Form]:
     return {s: p for s, p in found.items() if p is not None}
 
 
-def shard_of(sample_ids: list[str], n_parts: int) -> NDArray[np.int64]:
-    """Part of each patient, (n,) int64, by a hash of the id."""
-    return (id_keys(sample_ids) % np.uint64(n_parts)).astype(np.int64)
-
-
 def _rows(
     frame: pl.DataFrame,
     source: str,
@@ -193,8 +187,7 @@ def _rows(
     time = frame["charttime"].dt.epoch("s").to_numpy()
     hadm = frame["hadm_id"].fill_null(-1).to_numpy()
     stores = frame["storetime"].fill_null(frame["charttime"]) if "storetime" in frame.columns else frame["charttime"]
-    stored = stores.dt.epoch("s").to_numpy()
-    excluded = windows.excluded(rank, time, stored, hadm)
+    excluded = windows.excluded(rank, time, stores.dt.epoch("s").to_numpy(), hadm)
     for reason, n in zip(EXCLUDED, np.bincount(excluded + 1, minlength=len(EXCLUDED) + 1)[1:].tolist(), strict=True):
         tally.counts[f"excluded: {reason}"] += n
     included = excluded < 0
@@ -224,7 +217,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     hashes = {"fingerprint": input_hash(files, raw, samples, options), "cohort": cohort_hash(samples, options)}
     ids = samples["sample_id"].sort().to_list()
     subjects = np.array([int(i) for i in ids], dtype=np.int64)
-    in_part = shard_of(ids, n_parts) == part
+    in_part = id_keys(ids) % np.uint64(n_parts) == part
     windows = Windows(visits_of(raw, samples, options), len(ids), options)
     low = int(subjects.min())
     ranks = np.full(int(subjects.max()) - low + 1, -1, dtype=np.int32)
@@ -237,7 +230,7 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
                 scan = scan_table(raw, form, EVENTS[source], subjects[in_part], known=known)
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
-                log(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
+                _LOG.info(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
         _write_part(out, runs, units, tally, hashes)
 
 

@@ -231,5 +231,4 @@ def _one_key(rank: NDArray[np.int64], seconds: NDArray[np.int32], level: NDArray
     if int(local.max()) >= 2**17 or int(level.max()) >= 2**14:
         _, key = np.unique(np.stack([rank, seconds, level], axis=1), axis=0, return_inverse=True)
         return key.reshape(-1).astype(np.int64)
-    packed: NDArray[np.int64] = (local << 46) | ((seconds.astype(np.int64) + 2**31) << 14) | level
-    return packed
+    return np.asarray((local << 46) | ((seconds.astype(np.int64) + 2**31) << 14) | level)

@@ -6,6 +6,7 @@ include all items of the cohort; transforms fitted on training rows select those
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,13 +19,13 @@ from mrpipe.datasets.features import dictionary_of
 from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, input_hash, prepare_events
 from mrpipe.datasets.mimic.harmonise import CohortItems, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, UsageError
 from mrpipe.schema import Features
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import read_metadata, replacing
 
+_LOG = logging.getLogger(__name__)
 LAB = "laboratory results and charted vital signs, one step per measurement: [position in levels, value], hours"
 SUMMARY = "per item: last, mean, min, max and count of the patient's measurements (items without any are omitted)"
 _PREFIX = {"labevents": "lab", "chartevents": "chart"}
@@ -68,9 +69,9 @@ def read_lab(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts: Seq
     events = EventBatches(modality, samples["sample_id"].sort(), len(levels))
 
     def dictionary() -> pl.DataFrame:
-        log(f"mimic {content.report('lab')}")
+        _LOG.info(f"mimic {content.report('lab')}")
         cells = events.observed.sum()
-        log(
+        _LOG.info(
             f"mimic lab: {events.n_events:,} measurements of {events.n_samples:,} patients; "
             f"{cells / max(1, events.n_samples):.1f} of {len(names):,} items per patient, "
             f"{1 - cells / max(1, len(samples) * len(names)):.3%} of the patient-item cells are empty "

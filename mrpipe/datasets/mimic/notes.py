@@ -1,5 +1,6 @@
 """Modality note: each step is one note, x = hashed term counts or an embedding, time in days since the first visit."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,12 @@ from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
 from mrpipe.datasets.mimic.note_text import clean, pieces
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.scan.progress import log
 from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables, scan_table
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Features, Modality
 from mrpipe.text.encoders import PREFIX, Precomputed, get_encoder, hashed_counts, tokenise
 
+_LOG = logging.getLogger(__name__)
 DESCRIPTION = "discharge summaries (and radiology reports) up to the index discharge, one step per note, days"
 # Notes of a patient by time; the remaining columns order notes of one day.
 ORDER = ["rank", "days", "storetime", "note_seq", "note_id"]
@@ -92,7 +93,7 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
             yield frame.filter(pl.col("text") != "")
         n_rows += scan.n_rows
         odd += scan.oddities()
-    log(
+    _LOG.info(
         f"mimic note: {n_rows:,} notes read{odd}; removed: "
         + ("; ".join(f"{r} {n:,}" for r, n in sorted(removed.items()) if n) or "none")
     )
@@ -120,7 +121,7 @@ class _Vectors:
         """Report how many of n notes have no precomputed vector; an error above LOST."""
         if self._given:
             found = f"{lost:,} of {n:,} notes have no vector"
-            log(f"mimic note: {self._given.file}: {found} and are left out")
+            _LOG.info(f"mimic note: {self._given.file}: {found} and are left out")
             if lost > LOST * n:
                 fix = "Its ids are the note_id of the note tables."
                 file = self._given.file
@@ -173,7 +174,7 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
     index = index.unique("note_id", keep="first", maintain_order=True)
     present, lengths = np.unique(index["rank"].to_numpy(), return_counts=True)
     n_without = len(samples) - len(present)
-    log(
+    _LOG.info(
         f"mimic note: {len(index):,} notes of {len(present):,} patients; {n_without:,} patients without notes, "
         f"{n_without / len(samples):.1%} [paper: {PAPER['patients without notes']:,}, 1.2 %]"
     )

@@ -23,10 +23,10 @@ from mrpipe.datasets.adni.image.raw import NUMBERS
 from mrpipe.datasets.adni.image.scans import find_scans
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import FaultCollector
+from mrpipe.imaging.chain import ChainResult
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.imaging.template import Template
-from mrpipe.imaging.worker import ScanResult
 from mrpipe.stages.build import build
 from tests.datasets.adni.image_toy import Simulation, cohort, subjects, toy_dataset
 from tests.stores import tables
@@ -203,7 +203,7 @@ def test_sessions_of_unknown_participants_are_counted(tmp_path: Path) -> None:
     assert "images: 1 of 2 participants with images have no sample" in check.notes
 
 
-def mean_map(scan: Path, shown_as: str, templates: Path, settings: object, picture: Path, **_: object) -> ScanResult:
+def mean_map(scan: Path, shown_as: str, templates: Path, settings: object, picture: Path, **_: object) -> ChainResult:
     """Stub of the imaging chain: a map that is constant, but for a voxel, at the mean of the scan."""
     try:
         mean = float(np.asarray(nib.load(scan).dataobj).mean())
@@ -212,7 +212,7 @@ def mean_map(scan: Path, shown_as: str, templates: Path, settings: object, pictu
     gm = np.full(GRID.mask.shape, mean, dtype=np.float32)
     gm[tuple(np.argwhere(GRID.mask)[0])] = 0
     Image.new("RGB", (60, 44)).save(picture)
-    return ScanResult(gm=gm, numbers=dict.fromkeys(NUMBERS, 1.0), seconds={"all": 1.0}, peak_mb=1.0, notes=())
+    return ChainResult(gm=gm, numbers=dict.fromkeys(NUMBERS, 1.0), seconds={"all": 1.0}, peak_mb=1.0, notes=())
 
 
 def test_bids_and_ida_give_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_a_misaligned_damaged_or_missing_map_affects_only_its_participant(tmp_pa
     volumes, scans = read(tmp_path / "raw", cohort(subjects(6)), tmp_path / "work")
     assert len(volumes) == 3
     reasons = scans.filter(status="failed")["reason"].to_list()
-    for expected in ("on the mask's grid", "complete NIfTI image", "does not exist"):
+    for expected in ("on the mask's grid", "complete NIfTI image", "missing file"):
         assert sum(expected in r for r in reasons) == 1
     assert not any("_S_" in r for r in reasons)
     faults = FaultCollector()

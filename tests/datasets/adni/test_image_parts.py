@@ -26,11 +26,11 @@ from mrpipe.datasets.adni.image.scans import find_scans
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, MissingExtraError, MrpipeError, UsageError
 from mrpipe.imaging import chain
-from mrpipe.imaging.chain import ChainSettings
+from mrpipe.imaging.chain import ChainResult, ChainSettings
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.nifti import read_scan
 from mrpipe.imaging.template import Template
-from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult
+from mrpipe.imaging.worker import OUT_OF_TIME
 from tests.datasets.adni.image_toy import Simulation, cohort
 
 GRID, _ = simulated_grid((14, 16, 14))
@@ -69,7 +69,7 @@ class Chain:
         Image.new("RGB", (60, 44), (zlib.crc32(shown_as.encode()) % 256, 0, 0)).save(picture)
         gm = np.full(GRID.mask.shape, head.data.mean(), dtype=np.float32)
         numbers = dict.fromkeys(NUMBERS, 1.0) | self.numbers
-        return ScanResult(gm=gm, numbers=numbers, seconds={"all": 1.0}, peak_mb=1.0, notes=head.notes)
+        return ChainResult(gm=gm, numbers=numbers, seconds={"all": 1.0}, peak_mb=1.0, notes=head.notes)
 
 
 @pytest.fixture(autouse=True)

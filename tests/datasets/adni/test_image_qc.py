@@ -18,6 +18,7 @@ from mrpipe.datasets.adni.genomic.reader import DISCORDANT, TOO_FEW_CALLS
 from mrpipe.datasets.adni.image.qc import qc_table, write_image_qc
 from mrpipe.datasets.adni.image.raw import NUMBERS, SCAN_SCHEMA
 from mrpipe.genetics.packing import bed_rows
+from mrpipe.imaging.qc import CAPTION, PANEL, SHEET_ROW
 from mrpipe.keyed import generator
 from mrpipe.schema import TRIED_SCHEMA
 from mrpipe.stages.build import build
@@ -162,14 +163,18 @@ def test_outliers_are_flagged_per_source_and_shown_first(tmp_path: Path) -> None
     folder = tmp_path / "parts" / "0-of-1"
     folder.mkdir(parents=True)
     for i in range(12):
-        Image.new("RGB", (80, 60), (20 * i, 0, 0)).save(folder / f"{i}.png")
+        Image.new("RGB", (3 * PANEL, 3 * PANEL + CAPTION), (20 * i, 0, 0)).save(folder / f"{i}.png")
     write_image_qc(frame, folder.parent, tmp_path)
     written = pl.read_parquet(tmp_path / "qc.parquet")
     assert written.equals(table)
     assert not {"sample_id", "image_id", "date", "description", "detail", "picture"} & set(written.columns)
     assert not any("_S_" in str(v) or "900" in str(v) for row in written.select(pl.col(pl.String)).rows() for v in row)
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
-        assert [sheet.getpixel((40 * k + 20, 14 + 15)) for k in range(3)] == [(80, 0, 0), (140, 0, 0), (0, 0, 0)]
+        assert [sheet.getpixel((3 * PANEL // 2 * k + 20, SHEET_ROW - 15)) for k in range(3)] == [
+            (80, 0, 0),
+            (140, 0, 0),
+            (0, 0, 0),
+        ]
 
 
 def test_contact_sheet_without_pictures(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mrpipe.errors import MrpipeError
 from mrpipe.imaging import worker
 from mrpipe.imaging.chain import ChainSettings
 from mrpipe.imaging.failure import ScanFailedError
-from mrpipe.imaging.qc import contact_sheet, outliers, robust_z
+from mrpipe.imaging.qc import CAPTION, PANEL, SHEET_ROW, contact_sheet, outliers, robust_z
 from mrpipe.imaging.worker import process_scan
 
 GRID, _ = simulated_grid((14, 16, 14))
@@ -114,8 +114,17 @@ def test_contact_sheet_shows_every_picture(tmp_path: Path) -> None:
     paths = []
     for i in range(5):
         paths.append(tmp_path / f"{i}.png")
-        Image.new("RGB", (80, 60), (50 * i, 0, 0)).save(paths[-1])
-    contact_sheet(paths, [f"{i}: ok" for i in range(5)], tmp_path / "sheet.png", columns=2)
+        Image.new("RGB", (3 * PANEL, 3 * PANEL + CAPTION), (50 * i, 0, 0)).save(paths[-1])
+    captions = ["brief", "word " * 60, *("ok",) * 3]
+    contact_sheet(paths, captions, tmp_path / "sheet.png", columns=2)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (80, 3 * (30 + 14))
-        assert sheet.getpixel((20, 2 * 44 + 14 + 15)) == (200, 0, 0)
+        side = 3 * PANEL // 2
+        assert sheet.size == (2 * side, 3 * SHEET_ROW)
+        for i in range(5):
+            left, bottom = i % 2 * side, (i // 2 + 1) * SHEET_ROW
+            corners = [(left, bottom - side), (left + side - 1, bottom - 1)]
+            assert [sheet.getpixel(p) for p in corners] == [(50 * i, 0, 0)] * 2
+        # Long captions stay above their own scan.
+        brief, long = (np.asarray(sheet)[: SHEET_ROW - side, k * side :][:, :side].max(axis=2) > 128 for k in (0, 1))
+        assert 0 < brief.sum() < long.sum()
+        assert long.any(axis=1).sum() > 2 * brief.any(axis=1).sum()

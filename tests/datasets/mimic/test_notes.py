@@ -187,7 +187,8 @@ def test_hashed_counts_are_counts_and_encoders_give_unit_vectors(tmp_path: Path)
     np.testing.assert_allclose(vectors.x[0], get_encoder("hashing-32").sentences([texts(hashed, A)[0]])[0], atol=1e-6)
 
 
-def test_precomputed_vectors_are_joined_by_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_precomputed_vectors_are_joined_by_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mrpipe")
     raw = export(tmp_path)
     notes = pl.read_csv(next(raw.glob("note/discharge.csv*")))["note_id"].to_list()
     x = np.random.default_rng(0).normal(size=(len(notes), 4)).astype(np.float32)
@@ -202,7 +203,7 @@ def test_precomputed_vectors_are_joined_by_note(tmp_path: Path, capsys: pytest.C
     assert all((x == row).all(axis=1).any() for row in found.x)
     assert store.manifest.options["text_encoder"] == found.modality.encoder
     assert found.modality.encoder.startswith("precomputed/")
-    assert "vectors.parquet: 0 of" in capsys.readouterr().err
+    assert "vectors.parquet: 0 of" in caplog.text
     pl.DataFrame({"id": ["none"], "vector": x[:1]}).write_parquet(path)
     with pytest.raises(DataError, match="notes have no vector") as caught:
         store_of(raw, tmp_path / "other", text_encoder=option)

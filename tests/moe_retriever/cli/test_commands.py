@@ -367,11 +367,13 @@ def test_learning_curves_mark_the_selected_epoch(run: Path, store: Store, mask_f
     assert np.asarray(dots).tolist() == [[1.0, 0.25]]
 
 
-def test_plain_kernels_train_alike(run: Path, store: Store, mask_file: Path, tmp_path: Path) -> None:
+def test_plain_kernels_train_alike(
+    run: Path, store: Store, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "plain"
     arguments = ("--store", store.path, "--out", out, "--mask", mask_file, "--quiet", "--set", *OPTIONS)
-    with kernels.use(plain=False):
-        assert call("train", *arguments, "--kernels", "plain") == 0
-        assert kernels.plain()
+    monkeypatch.setattr(kernels, "_plain", False)  # the command changes it
+    assert call("train", *arguments, "--kernels", "plain") == 0
+    assert kernels.plain()
     fast, plain = (pl.read_parquet(folder / "history.parquet")["train_loss"].to_numpy() for folder in (run, out))
     np.testing.assert_allclose(plain, fast, rtol=1e-4)

@@ -153,7 +153,7 @@ def test_a_regression_is_scaled_by_its_training_samples(store: Store) -> None:
 def test_invalid_names_and_mask_files_are_rejected(
     store: Store, toy_stores: Path, mask_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="no modality 'sound'; the store has table, series, image, genotype"):
+    with pytest.raises(UsageError, match="no modality 'sound'; this store has table, series, image, genotype"):
         load(store, modalities=["table", "sound"])
     with pytest.raises(DataError, match=f"masks of store .*found {store.store_id}"):
         load(open_store(toy_stores / "shifted"), mask_file=mask_file)

@@ -121,7 +121,7 @@ def test_options_of_the_evaluation_are_checked_before_the_training() -> None:
         return make_config(logistic, preset="paper", seed=0, overrides=overrides)
 
     assert config(decision_threshold=0.25).common.decision_threshold == "0.25"  # type: ignore[attr-defined]
-    for wrong in ("2", "youden=1", "sensitivity=", "specificity=0.9", "0"):
+    for wrong in ("2", "youden=1", "sensitivity=", "recall=0.9", "0"):
         with pytest.raises(UsageError, match="threshold"):
             config(decision_threshold=wrong)
     for wrong in ("age=40,x", "age=", "age=40,"):

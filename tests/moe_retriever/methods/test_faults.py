@@ -163,7 +163,7 @@ def test_the_selected_epoch_has_the_best_selection_score(metric: str, store: Sto
     """D24: the first one if tied."""
     small = {"epochs": 6, "hidden": 8, "tokens": 1, "heads": 2, "encoder_hidden": 8, "patience": 0, "lr": 1e-2}
     config = make_config(get("zero_fill"), preset="paper", seed=0, overrides={**small, "select_metric": metric})
-    run_training(Job(store=store, run=tmp_path / "run", config=config, modalities=("table", "series"), quiet=True))
+    run_training(Job(store=store, run=tmp_path / "run", config=config, modalities=("table", "series")))
     history = pl.read_parquet(tmp_path / "run" / "history.parquet")
     score = history[f"val_{metric}"]
     best = score.min() if metric == "loss" else score.max()

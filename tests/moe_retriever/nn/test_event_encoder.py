@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from moe_retriever.config import Common
-from moe_retriever.data.event_table import EventTable
-from moe_retriever.data.load import corrupt_events
+from moe_retriever.data.event_table import EventTable, corrupt_events
 from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import build_encoders

@@ -40,7 +40,7 @@ def test_recording_does_not_change_the_training(method: str, store: Store, tmp_p
     for rows in (0, 12):
         config = make_config(get(method), preset="paper", seed=0, overrides={**SMALL, "gradient_rows": rows})
         run = tmp_path / str(rows)
-        run_training(Job(store=store, run=run, config=config, modalities=("table", "series", "image"), quiet=True))
+        run_training(Job(store=store, run=run, config=config, modalities=("table", "series", "image")))
         states.append(checkpoint.read(run / "model.pt")["state"])
         assert (run / "gradients.parquet").exists() == (rows > 0)
     assert (tmp_path / "0" / "history.parquet").read_bytes() == (tmp_path / "12" / "history.parquet").read_bytes()

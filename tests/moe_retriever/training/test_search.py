@@ -32,7 +32,7 @@ VIEW = ("table", "series")
 
 def job(store: Store, folder: Path, method: str = "zero_fill", seed: int = 0, **overrides: object) -> Job:
     config = make_config(get(method), preset="paper", seed=seed, overrides={**SMALL, **overrides})
-    return Job(store=store, run=folder, config=config, modalities=VIEW, quiet=True)
+    return Job(store=store, run=folder, config=config, modalities=VIEW)
 
 
 def run(store: Store, folder: Path, n_trials: int = 3, method: str = "zero_fill", **fixed: object) -> dict[str, object]:

@@ -48,7 +48,7 @@ def run(data: Data, folder: Path, store: Store, method: str = "late_fusion", **o
     origin = Origin("made", store.store_id, "simulated", "outcome", "standard", ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "origin_of", lambda *_: origin)
-        run_training(Job(store=store, run=folder, config=config, quiet=True), data)
+        run_training(Job(store=store, run=folder, config=config), data)
     return pl.read_parquet(folder / "history.parquet")
 
 
@@ -179,7 +179,7 @@ def test_a_split_without_validation_gets_one_from_training(
     assert data.fitted.to_json() == fit(store, without=cut.tolist()).to_json() != fit(store).to_json()
     # The choice is reported.
     config = make_config(get("zero_fill"), preset="paper", seed=0, overrides={**NARROW, "cnn_width": 0.03, "epochs": 2})
-    j = Job(store=store, run=tmp_path / "run", config=config, quiet=True)
+    j = Job(store=store, run=tmp_path / "run", config=config)
     run_training(j)
     assert json.loads((j.run / "config.json").read_text())["data"]["validation_cut_from_training"] == len(cut)
     (note,) = load_run(j.run).training["notes"]

@@ -51,7 +51,7 @@ REPRODUCED = ("metrics.json", "metrics.csv", "config.json", "history.parquet", "
 
 def job(store: Store, run: Path, *, mask_file: Path | None = None, seed: int = 0, **overrides: object) -> Job:
     cfg = make_config(get("moe_retriever"), preset="paper", seed=seed, overrides={**SMALL, **overrides})
-    return Job(store=store, run=run, config=cfg, mask_file=mask_file, quiet=True)
+    return Job(store=store, run=run, config=cfg, mask_file=mask_file)
 
 
 def finish(j: Job) -> dict[str, bytes]:
@@ -87,6 +87,7 @@ def test_a_run_folder_is_complete_and_describes_the_run(undisturbed: Undisturbed
         "cost.json",
         "test_cost.json",
         "risk_coverage.csv",
+        "validation.parquet",
     }
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["store_id"] == store.store_id
@@ -156,7 +157,7 @@ def test_tables_of_a_run_folder(undisturbed: Undisturbed) -> None:
 
 def test_a_run_without_gradients_records_the_validation_scores_of_what_it_fitted(store: Store, tmp_path: Path) -> None:
     config = make_config(get("logistic"), preset="paper", seed=0, overrides={})
-    run_training(Job(store=store, run=tmp_path, config=config, quiet=True))
+    run_training(Job(store=store, run=tmp_path, config=config))
     recorded = checkpoint.load_run(tmp_path).training["val"]
     content = evaluate_run(tmp_path, store, part="val", n_resamples=0)
     for name in ("accuracy", "macro_f1", "auroc", "ece"):

@@ -3,9 +3,6 @@
 Both have the same outputs and gradients up to rounding. `mrpipe train --kernels plain` selects the plain ones.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 _plain = False
 
 
@@ -18,14 +15,3 @@ def select(*, plain: bool) -> None:
     """Select the plain or the fast kernels of grouped feed-forward and recurrent layers."""
     global _plain
     _plain = plain
-
-
-@contextmanager
-def use(*, plain: bool) -> Iterator[None]:
-    """`select` within a context."""
-    before = _plain
-    select(plain=plain)
-    try:
-        yield
-    finally:
-        select(plain=before)

@@ -129,7 +129,9 @@ def _medication(export: AdniExport, cohort: pl.DataFrame, policy: str, source: s
     """
     ingredients = {**drugs.INGREDIENTS, **(drugs.DEMENTIA_DRUGS if dementia else {})}
     records = eligible(export.timed(loni.RECCMEDS), cohort, policy)
-    active = drugs.is_medication("CMMED")
+    # Participants without medication have a record `none`.
+    name = pl.col("CMMED")
+    active = name.is_not_null() & ~name.str.to_lowercase().str.strip_chars(" .").is_in(drugs.NO_MEDICATION)
     if not dementia:
         active = active & ~drugs.is_dementia_drug("CMMED")
     if policy != "latest_update":

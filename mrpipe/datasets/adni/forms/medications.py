@@ -36,8 +36,3 @@ def names_any(column: str, ingredient: str) -> pl.Expr:
 
 def is_dementia_drug(column: str) -> pl.Expr:
     return pl.any_horizontal(names_any(column, i) for i in DEMENTIA_DRUGS)
-
-
-def is_medication(column: str) -> pl.Expr:
-    """Whether a record names a medication (participants without medication have a record `none`)."""
-    return pl.col(column).is_not_null() & ~pl.col(column).str.to_lowercase().str.strip_chars(" .").is_in(NO_MEDICATION)

@@ -167,19 +167,13 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
 def _words(block: NDArray[np.uint8]) -> NDArray[np.uint64]:
     padded = np.zeros((len(block), -(-block.shape[1] // 8) * 8), dtype=np.uint8)
     padded[:, : block.shape[1]] = block
-    words: NDArray[np.uint64] = padded.view(np.uint64)
-    return words
-
-
-def people_mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Bit mask of the lower bit of each chosen person's call, as the 64-bit words of a row."""
-    words: NDArray[np.uint64] = _words(pack(chosen[None, :].astype(np.uint8), pad=0))[0]
-    return words
+    return np.asarray(padded.view(np.uint64))
 
 
 def snp_counts(plink: PlinkSet, people: NDArray[np.bool_], snps: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Number of chosen people with two, one and no copies of A1, and without a call, per SNP: int64 (4, SNPs)."""
-    mask = people_mask(people)
+    # The lower bit of each chosen person's call, in the 64-bit words of a row.
+    mask = _words(pack(people[None, :].astype(np.uint8), pad=0))[0]
     total = int(people.sum())
     parts = []
     for _, block in plink.blocks(snps):

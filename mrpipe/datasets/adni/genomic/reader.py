@@ -67,8 +67,7 @@ def identity_of(key: NDArray[np.int64], counted: NDArray[np.int8], other: NDArra
 def _first_of(values: NDArray[np.int64], preference: NDArray[np.int64]) -> NDArray[np.int64]:
     """Index of one entry per distinct value, in their order: the lowest preference, ties resolved to the first."""
     order = np.lexsort((np.arange(len(values)), preference, values))
-    first: NDArray[np.int64] = order[np.diff(values[order], prepend=-1) != 0]
-    return first
+    return np.asarray(order[np.diff(values[order], prepend=-1) != 0])
 
 
 def prepare_set(

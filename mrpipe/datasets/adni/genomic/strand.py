@@ -34,8 +34,7 @@ def allele_codes(alleles: Sequence[str] | NDArray[np.str_] | pl.Series) -> NDArr
     """Encode alleles as int8."""
     series = pl.Series(alleles, dtype=pl.String)
     codes = {"A": 0, "C": 1, "G": 2, "T": 3, "0": NO_ALLELE, ".": NO_ALLELE}
-    coded: NDArray[np.int8] = series.replace_strict(codes, default=OTHER_ALLELE, return_dtype=pl.Int8).to_numpy()
-    return coded
+    return np.asarray(series.replace_strict(codes, default=OTHER_ALLELE, return_dtype=pl.Int8).to_numpy())
 
 
 def complement(codes: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -178,8 +177,7 @@ class Aligned:
 
 def palindromic(a1: NDArray[np.int8], a2: NDArray[np.int8]) -> NDArray[np.bool_]:
     """Whether the alleles are A/T or C/G, which are the same on both strands."""
-    result: NDArray[np.bool_] = (a1 < NO_ALLELE) & (a1 + a2 == 3)
-    return result
+    return np.asarray((a1 < NO_ALLELE) & (a1 + a2 == 3))
 
 
 def align(

@@ -17,12 +17,12 @@ from scipy.ndimage import gaussian_filter
 from mrpipe.codehash import code_hash
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
-from mrpipe.imaging.chain import PACKAGES, ChainSettings, require_imaging
+from mrpipe.imaging.chain import PACKAGES, ChainResult, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.suitability import LIMITS
 from mrpipe.imaging.template import Template
-from mrpipe.imaging.worker import OUT_OF_TIME, ScanResult, process_scan
+from mrpipe.imaging.worker import OUT_OF_TIME, process_scan
 from mrpipe.raw import sha256
 from mrpipe.schema import TRIED_SCHEMA
 from mrpipe.store.parquet import replacing, write_batches, write_text
@@ -40,7 +40,7 @@ _SCAN: dict[str, Any] = {
 }
 SCAN_SCHEMA = pl.Schema(_SCAN)
 GRID_KEY = "mrpipe.grid"
-Process = Callable[..., ScanResult]
+Process = Callable[..., ChainResult]
 
 
 def part_schema() -> pa.Schema:
@@ -55,8 +55,7 @@ def smoothed(gm: NDArray[np.float32], grid: VoxelGrid, sigma_mm: float) -> NDArr
     if sigma_mm <= 0:
         return gm
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    out: NDArray[np.float32] = gaussian_filter(gm, sigma_mm / spacing, mode="constant")
-    return out
+    return np.asarray(gaussian_filter(gm, sigma_mm / spacing, mode="constant"))
 
 
 def part_of(samples: list[str], part: int, n_parts: int) -> list[str]:
@@ -176,9 +175,6 @@ def prepare_images(
     If a scan fails, its reason is recorded and the participant's next scan is tried. Finished scans are cached in the
     scratch folder of the part, so that an interrupted job resumes at the next scan. A cached result is reused only if
     scan, settings, template, code and package versions are unchanged; timeouts are retried if the limit was raised.
-
-    Args:
-        process: function that computes the map of a scan; by default the imaging chain in a subprocess.
 
     Raises:
         MissingExtraError: there are scans to process and a package of the imaging chain is not installed.

@@ -40,11 +40,11 @@ class ParquetPart(TablePart):
             with pq.ParquetFile(self.path, **named) as file:
                 yield file
 
-    def frames(self, advance: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
+    def frames(self, advance: Callable[[int], None]) -> Iterator[pl.DataFrame]:
         size, before = self.path.stat().st_size, 0
         for reached, batch in prefetch(self._batches()):
             self.scan.n_rows += reached - before
-            advance(size * reached // max(self._n, 1), reached - before)
+            advance(size * reached // max(self._n, 1))
             before = reached
             if batch is not None:
                 columns = [self._series(batch, self.names[c.name]).rename(c.name) for c in self.columns]

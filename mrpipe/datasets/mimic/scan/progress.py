@@ -1,33 +1,23 @@
-"""Progress bar of a scan with rows per second, shown only if stderr is a terminal; and log lines on stderr."""
+"""Progress bar of a scan with bytes per second, shown if progress is logged and stderr is a terminal."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+_LOG = logging.getLogger(__name__)
+
 
 @contextmanager
-def scan_progress(label: str, total_bytes: int) -> Iterator[Callable[[int, int], None]]:
-    """Progress of one table: a function of the position in bytes and the number of additional rows."""
-    if not sys.stderr.isatty():
-        yield lambda done_bytes, rows: None
+def scan_progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Progress of one table: a function of the position in bytes."""
+    if not (sys.stderr.isatty() and _LOG.isEnabledFor(logging.INFO)):
+        yield lambda done_bytes: None
         return
     from rich.console import Console
-    from rich.progress import Progress, TextColumn
+    from rich.progress import Progress, TransferSpeedColumn
 
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"))
-    n = 0
+    columns = (*Progress.get_default_columns(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=max(total_bytes, 1), rate="")
-
-        def advance(done_bytes: int, rows: int) -> None:
-            nonlocal n
-            n += rows
-            elapsed = progress.tasks[task].elapsed or 0.0
-            rate = f"{n / elapsed / 1e6:.1f} M rows/s" if elapsed > 0 else ""
-            progress.update(task, completed=done_bytes, rate=rate)
-
-        yield advance
-
-
-def log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+        task = progress.add_task(label, total=max(total_bytes, 1))
+        yield lambda done_bytes: progress.update(task, completed=done_bytes)

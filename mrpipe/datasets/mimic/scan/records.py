@@ -123,8 +123,7 @@ class SubjectFilter:
     def __call__(self, subjects: NDArray[np.int64]) -> NDArray[np.bool_]:
         if self._table is None:
             index = np.minimum(np.searchsorted(self._sorted, subjects), len(self._sorted) - 1)
-            kept: NDArray[np.bool_] = self._sorted[index] == subjects
-            return kept
+            return np.asarray(self._sorted[index] == subjects)
         return self._table[np.clip(subjects - self._low + 1, 0, len(self._table) - 1)]
 
     def overlaps(self, low: int, high: int) -> bool:

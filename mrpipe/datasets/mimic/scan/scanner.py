@@ -80,7 +80,7 @@ class CsvPart(TablePart):
         header, self._skip = read_header(self.path, self.shown_as)
         return header
 
-    def frames(self, advance: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
+    def frames(self, advance: Callable[[int], None]) -> Iterator[pl.DataFrame]:
         # Positions of the columns; headers are not used as names, because unused columns may share one.
         self._at = {c.name: self.header.index(self.names[c.name]) for c in self.columns}
         self._n_parsed, self._last = 0, b""
@@ -89,7 +89,7 @@ class CsvPart(TablePart):
         # Three stages, each in its own thread: decompress, split, parse. Most of the work releases the GIL.
         for part, rows, done in prefetch(self._records(prefetch(self._blocks()))):
             self.scan.n_rows += rows
-            advance(done, rows)
+            advance(done)
             kept.append(part)
             kept_size += len(part)
             if kept_size >= self.scan.parse:
@@ -275,7 +275,7 @@ class TableScan:
             n = 0
             for i, part in enumerate(self._parts):
                 before, start = self.n_rows, sum(sizes[:i])
-                for frame in part.frames(lambda at, rows, start=start: advance(start + at, rows)):  # type: ignore[misc]
+                for frame in part.frames(lambda at, start=start: advance(start + at)):  # type: ignore[misc]
                     n += len(frame)
                     yield frame.with_columns(pl.col(ROW) + before) if self._numbered else frame.drop(ROW)
         if not self.n_rows or (self.keep is None and not n):

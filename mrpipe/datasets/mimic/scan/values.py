@@ -101,8 +101,8 @@ class TablePart(ABC):
         """Names of the columns in the file."""
 
     @abstractmethod
-    def frames(self, advance: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
-        """Frames; `advance` is called with the position in the file in bytes and the number of new records."""
+    def frames(self, advance: Callable[[int], None]) -> Iterator[pl.DataFrame]:
+        """Frames; `advance` is called with the position in the file in bytes."""
 
     def typed(self, frame: pl.DataFrame, place: Callable[[int], dict[str, int | None]]) -> pl.DataFrame:
         """The declared columns with their dtypes, and ROW; `place` gives the line or row of a value of ROW.

@@ -69,8 +69,7 @@ class SdkExport(SdkFiles):
         pairs = {}
         for video, segments in self.segments.items():
             if video in entries:
-                entry = entries[video]
-                target, item = self._pairs(video, entry, segments, words=True)
+                target, item = self._pairs(video, entries[video], segments, words=True)
                 kept = keep[video][item]
                 pairs[video] = target[kept], item[kept]
         return pairs
