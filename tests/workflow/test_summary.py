@@ -70,14 +70,14 @@ def test_the_sentences_come_first_and_the_path_of_the_report_last(
     print_summary(tmp_path, [report])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["* [bold] MoE-Retriever is 2.8 points behind.", ""]
-    assert lines[2].startswith("mosi (simulated")
+    assert lines[2].startswith("CMU-MOSI (simulated")
     assert lines[-1].split(maxsplit=1) == ["report", str(report / "index.html")]
     print_summary(tmp_path, [suite])
     text = capsys.readouterr().out
     assert "| method |" in text
-    assert "mosi (simulated" not in text
+    assert "CMU-MOSI (simulated" not in text
     assert text.splitlines()[-1].endswith("suites/table2/report/index.html")
     for folder in (report, suite):
         (folder / "answer.md").unlink()
     print_summary(tmp_path)
-    assert capsys.readouterr().out.startswith("mosi (simulated")
+    assert capsys.readouterr().out.startswith("CMU-MOSI (simulated")

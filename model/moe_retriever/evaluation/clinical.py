@@ -72,7 +72,7 @@ class BinaryRun:
         if self.validation is not None:
             event, x = self.validation[0].astype(np.int64), logit(self.validation[1])
             temperature = fit_temperature(event, np.stack([np.zeros_like(x), x], axis=1))
-            found["temperature-scaled"] = expit(logit(self.probability) / temperature)
+            found["temperature-scaled"] = expit(np.clip(logit(self.probability) / temperature, -27, 27))
         return found
 
 
@@ -223,7 +223,7 @@ def _calibration(y: Bools, p: Floats, weight_Rn: Floats) -> dict[str, Floats]:
         out["intercept"] = start + _newton(y, x, start, 1.0, weight_Rn)[0]
         fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x[:, None], y)
         slope = float(fitted.coef_[0, 0])
-        if np.ptp(x) > 1e-9 and abs(slope) < 50:
+        if max(x[y].min(), x[~y].min()) < min(x[y].max(), x[~y].max()):
             out["slope"] = slope + _newton(y, x, float(fitted.intercept_[0]), slope, weight_Rn)[1]
     return out
 

@@ -202,7 +202,7 @@ def evaluate_run(
     if training is not None and not name and part == "test" and len(data.spec.classes) == 2:
         validation = predict(trained.method, data, data.rows("val"), draws=draws)
         validation = replace(validation, logits=validation.logits / np.float32(decision["temperature"]))
-        write_frame(out / "validation.parquet", prediction_frame(data, validation))
+        write_frame(out / "validation.parquet", prediction_frame(data, validation).drop("sample_id", "subject_id"))
     if found.routing is not None:
         write_frame(out / f"routing{suffix}.parquet", found.routing)
     write_csv(out / f"metrics{suffix}.csv", metrics)

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.evaluation.clinical import measure, read_binary
 from moe_retriever.plots.clinical import FIGURES, clinical_figure
 from moe_retriever.report.drawing import draw
@@ -38,10 +39,11 @@ def describe_clinical(
         found[label] = frame.with_columns(*hidden).select(*named, pl.all())
     chosen = _chosen(runs, found)
     shown = {label: found[label] for label in dict.fromkeys(chosen.values())}
+    curves = {method_title(label): frame for label, frame in shown.items()}
     pictures = []
     for name, (title, *_) in FIGURES.items():
-        label, path = f"{title} of {', '.join(shown)}.", figures / f"{anchor}-{name}.svg"
-        pictures.append(draw(clinical_figure(name, shown), path, label=label, caption=f"{title}."))
+        label, path = f"{title} of {', '.join(curves)}.", figures / f"{anchor}-{name}.svg"
+        pictures.append(draw(clinical_figure(name, curves), path, label=label, caption=f"{title}."))
     table = pl.concat(found.values())
     cells: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for row in table.filter(pl.col("by") != "curve").iter_rows(named=True):

@@ -184,7 +184,7 @@ def _template(name: str) -> Template:
     environment = Environment(loader=loader, autoescape=name.endswith("html"), trim_blocks=True, lstrip_blocks=True)
     environment.undefined = StrictUndefined
     environment.filters |= {"seconds": benchmarks.show_seconds, "megabytes": benchmarks.show_megabytes}
-    environment.filters |= {"percent": _percent, "number": _number, "markdown": markdown_text}
+    environment.filters |= {"percent": _percent, "number": _number, "method": method_title, "markdown": markdown_text}
     return environment.get_template(name)
 
 

@@ -186,3 +186,14 @@ def test_values_of_fewer_people_than_the_smallest_are_null() -> None:
     assert nobody.filter(by="curve").is_empty()
     assert one(nobody, "auroc") == (None, None, None)
     assert dict(nobody.schema) == clinical.SCHEMA
+
+
+def test_separated_classes_have_no_slope_and_certain_probabilities_an_intercept() -> None:
+    """Separated validation samples give the smallest temperature, so that all probabilities become 0 or 1."""
+    run = replace(case(groups=False), probability=np.where(case().event, 1 - 1e-12, 1e-12))
+    run = replace(run, validation=(run.event, run.probability))
+    frame = measure([run])
+    for group in ("as evaluated", "temperature-scaled"):
+        assert one(frame, "slope", group=group)[0] is None
+        assert one(frame, "intercept", group=group)[0] == pytest.approx(0, abs=20)
+        assert one(frame, "auroc", group=group)[0] == 1

@@ -154,8 +154,8 @@ def test_the_page_has_all_sections(page: Path) -> None:
     for heading in ("Modality combinations", "Cohort flow", "Data dictionary", "Leakage audit", "References"):
         assert heading in text
     assert SUITE.replace('id="', 'id="suite-').replace('"scroll"', '"scroll" tabindex="0"') in text
-    # The forest plot, three of the experiment (combinations, learning curves, routing), four clinical ones, two of the
-    # store, one of the suite.
+    # The forest plot, three of the experiment (combinations, learning curves, routing) and four of its clinical
+    # performance, two of the store, one of the suite.
     assert len(re.findall('<svg[^>]* role="img"', text)) == 11
 
 
@@ -252,7 +252,8 @@ def test_a_page_with_many_experiments_stays_small(
     write_report(Inputs(runs=many, stores=[store.path]), tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
     assert len(re.findall("<caption>toy: outcome from table", text)) == 60
-    # Three and four clinical ones of the first experiment, and two of the store; each experiment has its own cautions.
+    # Three of the first experiment and its four of clinical performance, and two of the store; each experiment has its
+    # own cautions.
     assert len(re.findall("<svg", text)) == 9
     assert len(text) < 1.5e6
     assert len(re.findall('<ul class="cautions"', text)) == 60
