@@ -31,8 +31,7 @@ class Metric(NamedTuple):
     def digits(self, width: float | None = None) -> int:
         """Decimals of displayed values: two significant digits of the width of their (widest) 95% interval.
 
-        Of values in %, at least one and at most two, so two if the interval is at most one point wide; of others, at
-        most three. Without an interval, one and three.
+        Of values in %, one, or two if the interval is at most one point wide; of others, at most three (the usual).
         """
         least, most, usual = (1, 2, 1) if self.percent else (0, 3, 3)
         return min(max(1 - math.floor(math.log10(width)), least), most) if width else usual

@@ -4,48 +4,35 @@ The text is text, and horizontal positions are percentages, so that the plot has
 while its text keeps its size, on a phone as on a large screen.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 
+from moe_retriever.evaluation.intervals import Estimate
+from moe_retriever.metrics import Metric
+
 TEMPLATE = Path(__file__).resolve().parent / "forest.svg"
 MOST_ROWS = 40
-LONGEST_NAME = 38
 # Height of the row of a method, and of the axis, in pixels.
 ROW, AXIS = 40, 46
 # Horizontal positions of the smallest and of the largest value, in %.
 LEFT, RIGHT = 3.0, 97.0
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A row: the difference of a method from the reference, without bounds if it has no interval.
-
-    Attributes:
-        text: the numbers as displayed.
-        verdict: `better`, `worse`, or "" if no difference is shown.
-    """
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    text: str
-    verdict: str
-
-
-def forest(rows: Sequence[Interval], *, label: str, lower_is_better: bool = False) -> str:
+def forest(
+    rows: Mapping[str, Estimate], texts: Sequence[str], verdicts: Sequence[str], unit: Metric, label: str
+) -> str:
     """SVG of the first `MOST_ROWS` rows, from top to bottom; methods better than the reference are on the right.
 
     Args:
+        rows: name of the method → its difference from the reference.
+        texts, verdicts: of each row the numbers as displayed, and `better`, `worse`, or "" if no difference is shown.
         label: description for screen readers.
-        lower_is_better: whether negative differences are better.
     """
-    rows = rows[:MOST_ROWS]
-    known = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
+    drawn = list(zip(rows, rows.values(), texts, verdicts, strict=True))[:MOST_ROWS]
+    known = [unit.factor * v for _, e, *_ in drawn for v in (e.value, e.low, e.high) if v is not None]
     low, high = min([0.0, *known]), max([0.0, *known])
     if low == high:
         low, high = -1.0, 1.0
@@ -53,18 +40,10 @@ def forest(rows: Sequence[Interval], *, label: str, lower_is_better: bool = Fals
 
     def place(value: float) -> str:
         share = (value - low) / (high - low)
-        return f"{LEFT + (RIGHT - LEFT) * (1 - share if lower_is_better else share):.2f}%"
+        return f"{LEFT + (RIGHT - LEFT) * (1 - share if unit.lower_is_better else share):.2f}%"
 
-    drawn = [
-        {
-            "name": row.name if len(row.name) <= LONGEST_NAME else f"{row.name[: LONGEST_NAME - 1]}…",
-            **{"text": row.text, "verdict": row.verdict, "x": place(row.value)},
-            "bounds": None if row.low is None or row.high is None else (place(row.low), place(row.high)),
-            "y": ROW * number,
-        }
-        for number, row in enumerate(rows)
-    ]
-    axis = [{"x": place(t), "text": f"{t:.6g}".replace("-", "−")} for t in ticks]
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(rows=drawn, ticks=axis, zero=place(0.0), label=label, bottom=ROW * len(rows), axis=AXIS)
+    axis = [(place(t), f"{t:.6g}".replace("-", "−")) for t in ticks]
+    source = TEMPLATE.read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    context = {"rows": drawn, "ticks": axis, "place": place, "zero": place(0.0), "factor": unit.factor, "label": label}
+    return template.render(**context, row=ROW, axis=AXIS, bottom=ROW * len(drawn))

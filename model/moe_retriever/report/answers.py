@@ -27,22 +27,19 @@ def compare(runs: Sequence[ReportedRun], *, named: bool) -> Compared:
         rows[name] = SuiteRow(name, run.method, first["preset"], "", about(run.method).control)
         found.setdefault(name, {})[run.seed] = tested(run.folder)
         validation.setdefault(name, []).append(run.metrics["training"].get("val", {}))
-    references = [r.name for r in rows.values() if r.method == REFERENCE]
-    references += [r.name for r in rows.values() if not r.control]
+    reference = min(rows.values(), key=lambda row: (row.method != REFERENCE, row.control))
     majority, accuracy = (first["majority"][k] for k in ("class", "accuracy"))
     metric = "mae" if "regression" in kinds_of(len(first["classes"])) else "accuracy"
-    view = f"{task_title(first['task'])} from {' + '.join(first['modalities'])}"
     return Compared(
         data=runs[0].dataset,
-        dataset=first["dataset"],
-        view=view if named else "",
+        view=f"{task_title(first['task'])} from {' + '.join(first['modalities'])}" if named else "",
         n=first["n"]["test"],
         missingness=masked(runs),
         simulated=first["origin"] == "simulated",
         metric=metric,
         comparison=Comparison(found),
         controls=frozenset(r.name for r in rows.values() if r.control),
-        reference=next(iter(references), None),
+        reference=None if reference.control else reference.name,
         strongest=strongest_controls(list(rows.values()), validation).get(metric),
         majority=None if accuracy is None else (str(majority), accuracy),
     )

@@ -1,51 +1,23 @@
 """Warnings about results that need care: constant predictions, few seeds, small test sets, possible label leakage."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from moe_retriever.report.experiments import anchor_of, experiment_title
 from moe_retriever.report.methods_data import plural
-from moe_retriever.report.runs import ReportedRun, missingness_of
-from moe_retriever.suites.published import dataset_title
+from moe_retriever.report.runs import ReportedRun
 
 FEW_SEEDS = 3
 SMALL_TEST = 100
-MOST_PLACES = 4
 
 
-@dataclass(frozen=True)
-class Caution:
-    """A warning and the part of the page that it concerns.
-
-    Attributes:
-        who: the runs concerned; empty for all runs of that part.
-    """
+class Caution(NamedTuple):
+    """A warning; `who` names the runs concerned, and is empty for all runs of the experiment."""
 
     text: str
-    where: str
-    anchor: str
     who: str = ""
 
 
-@dataclass(frozen=True)
-class Said:
-    """A warning with all its places; `more` is the number of places that are not listed."""
-
-    text: str
-    places: tuple[Caution, ...]
-    more: int
-
-
-def together(found: Iterable[Caution]) -> list[Said]:
-    """Merge warnings with the same text."""
-    places: dict[str, list[Caution]] = {}
-    for caution in found:
-        places.setdefault(caution.text, []).append(caution)
-    return [Said(text, tuple(own[:MOST_PLACES]), max(0, len(own) - MOST_PLACES)) for text, own in places.items()]
-
-
-def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Caution]:
+def of_experiment(runs: Sequence[ReportedRun]) -> list[Caution]:
     """Warnings about the runs of one experiment."""
     first = runs[0].metrics
     found: list[tuple[str, str]] = []
@@ -72,13 +44,11 @@ def of_experiment(key: tuple[str, ...], runs: Sequence[ReportedRun]) -> list[Cau
     if untaught := [r for r in runs if _from_random_images(r)]:
         text = "The image encoder started from random weights; pretrained ones (option image_weights) may do better."
         found.append((text, _named(untaught, runs)))
-    where = f"{experiment_title(runs[0])}, {missingness_of(runs)}"
-    return [Caution(text, where, anchor_of(key), who) for text, who in found]
+    return [Caution(text, who) for text, who in found]
 
 
 def of_store(described: Mapping[str, Any]) -> list[Caution]:
     """Warnings about a store, from its description on the page."""
-    m, anchor = described["manifest"], described["anchor"]
     found = []
     audit = described["audit"]
     if audit and audit["n"]:
@@ -93,7 +63,7 @@ def of_store(described: Mapping[str, Any]) -> list[Caution]:
     quality = described.get("quality")
     if quality and quality["n_failed"]:
         found.append(f"{quality['n_failed']} of {quality['n']} scans failed processing or quality control.")
-    return [Caution(text, f"store {dataset_title(m.dataset)}", anchor) for text in found]
+    return [Caution(text) for text in found]
 
 
 def _named(some: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:

@@ -15,6 +15,7 @@ from moe_retriever.report.drawing import Picture, draw
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
 from moe_retriever.suites.published import method_title, published_rows, task_title
+from moe_retriever.suites.render import with_sd
 from mrpipe.privacy import SMALL
 from mrpipe.reading import read_frame
 
@@ -26,8 +27,7 @@ EMPTY = {"text": "", "interval": ""}
 
 def _digits(frame: pl.DataFrame, metric: Metric) -> int:
     """Decimals of a column of scores: as many as its widest interval carries."""
-    wide = frame.select(((pl.col("high") - pl.col("low")) * metric.factor).max()).item()
-    return metric.digits(wide)
+    return metric.digits(frame.select(((pl.col("high") - pl.col("low")) * metric.factor).max()).item())
 
 
 def _cell(frame: pl.DataFrame, metric: Metric, digits: int) -> dict[str, str]:
@@ -39,8 +39,8 @@ def _cell(frame: pl.DataFrame, metric: Metric, digits: int) -> dict[str, str]:
     bounds = frame.drop_nulls(["low", "high"]).select(pl.col("low", "high").mean() * metric.factor).row(0)
     interval = "" if frame["low"].null_count() else f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
     values = (frame["value"] * metric.factor).to_list()
-    sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return {"text": f"{fmean(values):.{digits}f}{sd}", "interval": interval}
+    text = with_sd(fmean(values), stdev(values) if len(values) > 1 else None, digits)
+    return {"text": text, "interval": interval}
 
 
 def anchor_of(key: tuple[str, ...]) -> str:
@@ -65,22 +65,21 @@ def _rows(runs: Sequence[ReportedRun], overall: pl.DataFrame, metrics: Sequence[
     """One row per method, the majority class unless it is one of the runs, and the published values."""
     rows: list[dict[str, Any]] = []
     first = runs[0].metrics
-    printed_rows = published_rows(first["dataset"], first["modalities"], first["mask"])
-    printed_rows = printed_rows if first["origin"] == "export" else {}
-    beside = {m for printed in printed_rows.values() for m in printed}
+    paper = published_rows(first["dataset"], first["modalities"], first["mask"]) if first["origin"] == "export" else {}
+    beside = {m for printed in paper.values() for m in printed}
     digits = {m: 2 if m in beside else _digits(overall.filter(metric=m), METRIC[m]) for m in metrics}
     for label, method in {run.label: run.method for run in runs}.items():
         mine = overall.filter(method=label)
         cells = [_cell(mine.filter(metric=m), METRIC[m], digits[m]) for m in metrics]
         kind = "control" if about(method).control else "ours"
         rows.append({"method": method_title(label), "seeds": mine["seed"].n_unique(), "kind": kind, "cells": cells})
-    majority = runs[0].metrics["majority"]
+    majority = first["majority"]
     if "majority" not in {run.method for run in runs} and majority["accuracy"] is not None:
         text = f"{100 * majority['accuracy']:.{digits[metrics[0]]}f}"
         cells = [{"text": text, "interval": ""}, *[EMPTY] * (len(metrics) - 1)]
         name = f"majority class ({majority['class']})"
         rows.append({"method": name, "seeds": "", "kind": "control", "cells": cells})
-    for name, printed in printed_rows.items():
+    for name, printed in paper.items():
         if printed.keys().isdisjoint(metrics):
             continue
         known = {m: f"{printed[m].mean:.2f} ± {printed[m].std:.2f}" if m in printed else "" for m in metrics}
@@ -179,12 +178,10 @@ def describe_experiment(
         "heading": experiment_title(runs[0]),
         "missingness": missingness_of(runs),
         "mask_seeds": sorted({run.metrics["mask"]["seed"] for run in runs}) if first["mask"] else [],
-        "seeds": sorted({run.seed for run in runs}),
         "n": first["n"],
         "n_without": sum(first["n_without_modality"].values()),
         "metrics": [METRIC[m].titled for m in names_of(kinds)],
         "rows": _rows(runs, scores.filter(by="all"), names_of(kinds)),
-        "n_methods": len(labels),
         "one": one.titled[0].upper() + one.titled[1:],
         "grouped": [table for table in grouped if len(table["sizes"]) > 1],
         "pictures": _pictures(runs, grouped[0]["sizes"], anchor, figures) if drawn else [],

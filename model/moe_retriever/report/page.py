@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +28,16 @@ from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
 from moe_retriever.suites.answer import MOST, sentences
 from moe_retriever.suites.published import DATASETS, dataset_title, method_title
-from moe_retriever.suites.render import Line, PageTable, bullets, cells_of, markdown_grid
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError, values_shown
-from mrpipe.privacy import SMALL, Count, rounded
+from mrpipe.privacy import SMALL, Count, markdown_text, rounded
 from mrpipe.store.parquet import write_csv, write_text
 from mrpipe.store.reader import Store, open_verified
 
 HERE = Path(__file__).resolve().parent
 # Listed by name, because the code hash covers the data files that a module names.
-TEMPLATES = ("page.html", "stores.html", "results.html", "clinical.html", "record.html", "style.css", "script.html")
+_PARTS = ("stores.html", "results.html", "clinical.html", "record.html", "style.css", "script.html")
+TEMPLATES = ("answer.md", "page.html", *_PARTS)
 MOST_SETTINGS = 60
 # Metrics of the tables that are open at first, and of those in answer.md.
 MAIN_METRICS = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "AUPRC", "MAE", "RMSE", "Corr", "R²")
@@ -104,33 +105,31 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     ]
     datasets = [key[0] for key in experiments]
     answers = [compare(members, named=datasets.count(k[0]) > 1) for k, members in experiments.items()]
-    for section, (key, members), answer in zip(sections, experiments.items(), answers, strict=True):
-        section |= {"answer": answer, "differences": answer.cells(), "cautions": cautions.of_experiment(key, members)}
+    for section, members, answer in zip(sections, experiments.values(), answers, strict=True):
+        section |= {"answer": answer, "cautions": cautions.of_experiment(members)}
         names = [m.removesuffix(" (%)") for m in section["metrics"]]
-        section["main"] = [i for i, m in enumerate(names) if m in MAIN_METRICS]
-        section["others"] = [i for i, m in enumerate(names) if m not in MAIN_METRICS]
+        for kind, main in (("main", True), ("others", False)):
+            section[kind] = [i for i, m in enumerate(names) if (m in MAIN_METRICS) == main]
     binary = [of for of in by_experiment([*runs, *cells]).values() if len(of[0].metrics["classes"]) == 2][:MAX_DRAWN]
     clinical = [describe_clinical(of, figures, inputs.thresholds, public) for of in binary]
     described = [describe_store(s, figures) | {"quality": describe_quality(quality_folder(s, quality))} for s in stores]
     described = [store | {"cautions": cautions.of_store(store)} for store in described]
-    of_suites = [c for key, members in by_experiment(cells).items() for c in cautions.of_experiment(key, members)]
+    of_suites = Counter(c.text for of in by_experiment(cells).values() for c in cautions.of_experiment(of))
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
     costs = [
         {"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
         for s, members in zip(sections, experiments.values(), strict=True)
     ]
-    html = _template().render(
+    known_to_both = {"said": sentences(answers), "experiments": sections, "suites": suites}
+    html = _template("page.html").render(
+        **known_to_both,
         title=_title(stores, runs, suites),
         origins=_origins(stores, runs, suites),
-        n_runs=len(runs),
         stores=described,
-        suites=suites,
-        experiments=sections,
-        said=sentences(answers),
         drawn=[(a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())],
         most=MOST,
-        suite_cautions=cautions.together(of_suites),
+        suite_cautions=list(of_suites.items()),
         clinical=clinical,
         max_drawn=MAX_DRAWN,
         settings=settings[:MOST_SETTINGS],
@@ -145,29 +144,11 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     # The column is omitted unless a run has non-default transforms.
     shown = shown if (scores["transforms"] != "").any() else shown.drop("transforms")
     write_csv(out.parent / "results.csv", shown)
-    write_text(out.parent / "answer.md", _markdown(sections, sentences(answers), suites))
+    write_text(out.parent / "answer.md", _template("answer.md").render(**known_to_both))
     if clinical:
         write_csv(out.parent / "clinical.csv", pl.concat(section["table"] for section in clinical))
     write_text(out, html)
     return scores
-
-
-def _markdown(sections: Sequence[Mapping[str, Any]], said: Sequence[str], suites: Sequence[ReportedSuite]) -> str:
-    """Content of answer.md: all sentences as a list, then a table per experiment and those of the suites."""
-    tables = []
-    for e in sections:
-        header = ("method", "seeds", *(e["metrics"][i] for i in e["main"]))
-        header += (f"difference from {e['answer'].reference}",) if e["differences"] else ()
-        lines = []
-        for row in e["rows"]:
-            texts = [str(row["seeds"]), *(" ".join(row["cells"][i].values()).strip() for i in e["main"])]
-            texts += [e["differences"].get(row["method"], ("", False))[0]] if e["differences"] else []
-            lines.append(Line(row["kind"].replace("ours", "method"), row["method"], cells_of(texts, "ours")))
-        tables.append(PageTable(f"{e['heading']}, {e['missingness']}", header, tuple(lines)))
-    of_suites = [suite.answer.partition("\n\n") for suite in suites]
-    lists = [bullets(said), *(part[0] for part in of_suites)]
-    grids = [*map(markdown_grid, tables), *(part[2].strip() for part in of_suites)]
-    return "\n".join(filter(None, lists)) + "\n\n" + "\n\n".join(filter(None, grids)) + "\n"
 
 
 def _stores(given: Sequence[Path], suites: Sequence[ReportedSuite]) -> list[Store]:
@@ -198,13 +179,13 @@ def _cells(suites: Sequence[ReportedSuite], folder: Path | None, runs: Sequence[
     return [read_run(p) for p in places if p.resolve() not in known and (p / "metrics.json").is_file()]
 
 
-def _template() -> Template:
+def _template(name: str) -> Template:
     loader = DictLoader({name: (HERE / name).read_text(encoding="utf-8") for name in TEMPLATES})
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=loader, autoescape=name.endswith("html"), trim_blocks=True, lstrip_blocks=True)
     environment.undefined = StrictUndefined
     environment.filters |= {"seconds": benchmarks.show_seconds, "megabytes": benchmarks.show_megabytes}
-    environment.filters |= {"percent": _percent, "number": _number, "method": method_title}
-    return environment.get_template("page.html")
+    environment.filters |= {"percent": _percent, "number": _number, "method": method_title, "markdown": markdown_text}
+    return environment.get_template(name)
 
 
 def _percent(share: float | None) -> str:
@@ -249,14 +230,8 @@ def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
         changed = {k: public(v) for k, v in options.items()}
         preset, control = run.metrics["preset"], about(run.method).control
         key = json.dumps([run.method, preset, changed], sort_keys=True)
-        entry = {
-            "method": method_title(run.method),
-            "identifier": run.method,
-            "preset": preset,
-            "changed": changed,
-            "on": [],
-            "control": control,
-        }
+        entry = {"method": method_title(run.method), "identifier": run.method, "preset": preset, "changed": changed}
+        entry |= {"on": [], "control": control}
         on = found.setdefault(key, entry)["on"]
         if run.dataset not in on:
             on.append(run.dataset)

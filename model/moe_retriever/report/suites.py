@@ -12,7 +12,6 @@ from markupsafe import Markup
 from moe_retriever.plots.plots import SHOWN
 from moe_retriever.report.drawing import Picture, inline_image, inline_svg, prefixed, require_passive
 from moe_retriever.suites.render import heading
-from moe_retriever.suites.render import label as label_of
 from mrpipe.errors import DataError, Fault
 from mrpipe.reading import read_frame, read_json
 
@@ -62,7 +61,7 @@ def read_suite(folder: Path) -> ReportedSuite:
     said = read_json(folder / "suite.json") if (folder / "suite.json").is_file() else {}
     return ReportedSuite(
         name=folder.name,
-        title=heading(folder.name, said["title"]) if "title" in said else label_of(folder.name),
+        title=heading(folder.name, said["title"]) if "title" in said else folder.name,
         answer=answer.read_text(encoding="utf-8") if (answer := folder / "answer.md").is_file() else "",
         table=Markup(prefixed(text, "suite")) if text else None,
         pictures=[_picture(folder, path) for path in pictures[:MOST_PICTURES]],

@@ -13,7 +13,7 @@ from typing import Any
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison
 from moe_retriever.metrics import METRIC, Metric
-from moe_retriever.plots.forest import Interval, forest
+from moe_retriever.plots.forest import forest
 from moe_retriever.suites.published import missingness_title
 from moe_retriever.suites.render import PageTable, bullets, markdown_grid, number
 from moe_retriever.suites.spec import BEST
@@ -22,7 +22,7 @@ from mrpipe.privacy import Count
 # With more comparisons than this, they are summarised by data set, and only the first are drawn.
 MOST = 6
 # Nouns for the samples of a data set.
-_NOUNS = {"mosi": "clips", "mosei": "clips", "ch_sims": "clips", "enrico": "screens"}
+_NOUNS = {"CMU-MOSI": "clips", "mosei": "clips", "ch_sims": "clips", "ENRICO": "screens"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Compared:
 
     Attributes:
         data: displayed name of the data set.
-        dataset: its key.
         view: what distinguishes the comparison from others on the same data; may be empty.
         n: number of test samples; a `Count` if the samples are people.
         missingness: `mechanism`, `p` and `hidden` of the simulated missingness; None for as observed.
@@ -43,7 +42,6 @@ class Compared:
     """
 
     data: str
-    dataset: str
     view: str
     n: int
     missingness: Mapping[str, Any] | None
@@ -61,7 +59,9 @@ class Compared:
 
     @cached_property
     def means(self) -> dict[str, Estimate]:
-        """Mean of each method for which the metric is defined, the best one first."""
+        """Mean of each method with a defined metric, the best one first; none if the test set has too few people."""
+        if isinstance(self.n, Count) and self.n == 1:
+            return {}
         found = {m: self.comparison.mean(m, self.metric) for m in self.comparison.methods}
         known = {m: e for m, e in found.items() if e is not None and m != BEST}
         sign = 1 if self.unit.lower_is_better else -1
@@ -70,49 +70,38 @@ class Compared:
     @cached_property
     def differences(self) -> dict[str, Estimate]:
         """Differences of the other methods from the reference, the best one first."""
-        if self.reference not in self.means or self.hidden:
+        if self.reference not in self.means:
             return {}
         found = self.comparison.differences(self.means, self.reference, self.metric)
         return {m: e for m in self.means if (e := found.get(m)) is not None}
-
-    @property
-    def hidden(self) -> bool:
-        """Whether the test set is too small for its scores to be shown."""
-        return isinstance(self.n, Count) and self.n == 1
 
     @property
     def digits(self) -> int:
         """Decimals of the differences."""
         return self.unit.digits(self.unit.factor * max([2 * e.half_width() for e in self.differences.values()] or [0]))
 
-    def text(self, e: Estimate, sign: int = 1, form: str = "+") -> str:
-        """A difference with its interval, in displayed units, times the sign."""
+    def text(self, e: Estimate, sign: int = 1, form: str = "+", digits: int | None = None) -> str:
+        """A difference (or, with its digits, a mean) with its interval, in displayed units, times the sign."""
+        digits = self.digits if digits is None else digits
         middle, *bounds = (sign * self.unit.factor * v for v in (e.value, e.low, e.high) if v is not None)
-        low_high = ", ".join(number(v, f".{self.digits}f") for v in sorted(bounds)) or "no interval"
-        return f"{number(middle, f'{form}.{self.digits}f')} [{low_high}]"
+        low_high = ", ".join(number(v, f".{digits}f") for v in sorted(bounds)) or "no interval"
+        return f"{number(middle, f'{form}.{digits}f')} [{low_high}]"
 
     def verdict(self, e: Estimate) -> str:
         """`better` or `worse` than the reference; "" if no difference is shown."""
         return "" if not e.holds else "better" if (e.value > 0) != self.unit.lower_is_better else "worse"
 
-    def cells(self) -> dict[str, tuple[str, bool]]:
-        """Method → its difference from the reference as text, and whether it is shown to differ."""
-        return {m: (self.text(e), e.holds) for m, e in self.differences.items()}
-
     def where(self) -> str:
         """The data, and in brackets the numbers of samples and seeds, the view and the missingness."""
-        of = self.comparison
-        n_seeds = max((len(of.seeds(m)) for m in of.methods if m != BEST), default=0)
-        parts = [f"{self.n:,} test {_NOUNS.get(self.dataset, 'samples')}", self.view, _hidden(self.missingness)]
-        parts.append(f"{n_seeds} seed{'s' * (n_seeds != 1)}")
+        n_seeds = max((len(self.comparison.seeds(m)) for m in self.comparison.methods if m != BEST), default=0)
+        seeds, noun = f"{n_seeds} seed{'s' * (n_seeds != 1)}", _NOUNS.get(self.data, "samples")
+        parts = (f"{self.n:,} test {noun}", self.view, _hidden(self.missingness), seeds)
         return f"{'simulated ' * self.simulated}{self.data} ({', '.join(filter(None, parts))})"
 
     def sentence(self) -> str:
         """The answer in one to three sentences."""
-        if self.hidden:
-            return f"On {self.where()} the scores are not shown, because there are too few test samples."
         if not self.means:
-            return f"On {self.where()} no method has a defined {self.unit.title}."
+            return f"On {self.where()} no {self.unit.title} is shown: undefined, or too few test samples."
         if not self.differences:
             return f"On {self.where()} {self._alone()}"
         best, difference = next(iter(self.differences.items()))
@@ -124,56 +113,42 @@ class Compared:
             shown = " and ".join(f"{word} than {n}" for word, n in counts.items() if n)
             shown = f"It is shown to be {shown}" if shown else "It is not shown to differ from any"
             found.append(f"{shown} of {len(verdicts)} rivals.")
-            if self.strongest in self.differences and self.strongest != best:
-                found.append(
-                    self._against(f"the strongest control, {self.strongest},", self.differences[self.strongest])
-                )
+        if best != self.strongest in self.differences:
+            control = f"the strongest control, {self.strongest},"
+            found.append(self._against(control, self.differences[self.strongest]))
         return " ".join(found)
 
     def _alone(self) -> str:
         name, e = next(iter(self.means.items()))
         digits = self.unit.digits(2 * self.unit.factor * e.half_width())
-        value, *bounds = (
-            v if v is None else number(self.unit.factor * v, f".{digits}f") for v in (e.value, e.low, e.high)
-        )
-        text = f"the {self.unit.title} of {name} is {value}{' %' * self.unit.percent}"
-        text += f" [{bounds[0]}, {bounds[1]}]" * bool(e.parts)
+        text = f"the {self.unit.titled} of {name} is {self.text(e, form='', digits=digits)}"
         if self.majority and self.metric == "accuracy":
-            text += f"; always predicting {self.majority[0]} reaches {100 * self.majority[1]:.{digits}f} %"
+            text += f"; always predicting {self.majority[0]} reaches {100 * self.majority[1]:.{digits}f}"
         return f"{text}."
 
     def _against(self, rival: str, e: Estimate) -> str:
         """Reference against a rival: by how much it is ahead or behind, and whether a difference is shown."""
-        ahead = (e.value < 0) != self.unit.lower_is_better
         metric = self.unit.title + " (lower is better)" * self.unit.lower_is_better
         amount, _, interval = self.text(e, 1 if e.value >= 0 else -1, "").partition(" ")
-        how = f"{amount}{' points' * self.unit.percent} {'ahead of' if ahead else 'behind'}"
-        if float(amount) == 0:
-            how = "level with"
-        return f"{self.reference} is {how} {rival} in {metric} {interval}: {self._shown(e)}."
-
-    def _shown(self, e: Estimate) -> str:
-        n = len(self.differences)
-        corrected = f" after correction for {n} comparisons" if n > 1 else ""
-        if e.p is None:
-            return "whether they differ is unknown"
-        return f"difference shown{corrected}" if e.holds else f"no difference shown{corrected if e.p < 0.05 else ''}"
+        side = "ahead of" if (e.value < 0) != self.unit.lower_is_better else "behind"
+        how = f"{amount}{' points' * self.unit.percent} {side}" if float(amount) else "level with"
+        shown = "difference shown" if e.holds else "no difference shown"
+        if len(self.differences) > 1 and e.p is not None and e.p < 0.05:
+            shown += f" after correction for {len(self.differences)} comparisons"
+        shown = "whether they differ is unknown" if e.p is None else shown
+        return f"{self.reference} is {how} {rival} in {metric} {interval}: {shown}."
 
     def forest(self) -> str:
         """SVG of the differences from the reference, the best method first; "" if there are none."""
-        rows = []
-        for m, e in self.differences.items():
-            low, high = (None if v is None else self.unit.factor * v for v in (e.low, e.high))
-            name = f"{m} (control)" if m in self.controls else m
-            rows.append(Interval(name, self.unit.factor * e.value, low, high, self.text(e), self.verdict(e)))
+        rows = {f"{m} (control)" if m in self.controls else m: e for m, e in self.differences.items()}
+        texts, verdicts = ([show(e) for e in rows.values()] for show in (self.text, self.verdict))
         label = f"{self.forest_title()}; the table has the same numbers."
-        return forest(rows, label=label, lower_is_better=self.unit.lower_is_better) if rows else ""
+        return forest(rows, texts, verdicts, self.unit, label) if rows else ""
 
     def forest_title(self) -> str:
         """Caption of the forest plot."""
-        unit = " (points)" if self.unit.percent else ""
-        data = ", ".join([self.name, *["simulated data"] * self.simulated])
-        return f"{data}: {self.unit.title}, difference from {self.reference}{unit}"
+        simulated, points = ", simulated data" * self.simulated, " (points)" * self.unit.percent
+        return f"{self.name}{simulated}: {self.unit.title}, difference from {self.reference}{points}"
 
     @property
     def name(self) -> str:
@@ -186,7 +161,7 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
     if len(compared) <= MOST:
         return [c.sentence() for c in compared]
     groups: dict[tuple[str, str, bool], list[Compared]] = {}
-    for c in compared:
+    for c in (c for c in compared if c.differences):
         groups.setdefault((c.data, c.metric, c.simulated), []).append(c)
     return [_summary(of) if len(of) > 1 else of[0].sentence() for of in groups.values()]
 
@@ -194,29 +169,24 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
 def _summary(compared: Sequence[Compared]) -> str:
     """The reference against the best rival of each of several comparisons on the same data."""
     first = compared[0]
-    firsts = [(c, next(iter(c.differences.items()))) for c in compared if c.differences]
-    where = f"On {'simulated ' * first.simulated}{first.data} ({len(compared)} comparisons)"
-    if not firsts:
-        return f"{where} there is no difference to a reference."
-    verdicts = [c.verdict(e) for c, (_, e) in firsts]
+    firsts = [(c, next(iter(c.differences.values()))) for c in compared]
+    verdicts = [c.verdict(e) for c, e in firsts]
     better, worse = verdicts.count("worse"), verdicts.count("better")
-    lead = fmean((1 if c.unit.lower_is_better else -1) * c.unit.factor * e.value for c, (_, e) in firsts)
-    amount = f"{abs(lead):.{max(c.digits for c, _ in firsts)}f}{' points' * first.unit.percent}"
+    lead = fmean((1 if c.unit.lower_is_better else -1) * c.unit.factor * e.value for c, e in firsts)
+    amount = f"{abs(lead):.{max(c.digits for c in compared)}f}{' points' * first.unit.percent}"
     return (
-        f"{where} {first.reference} is shown to be better than the best rival in {better} and worse in {worse}; in "
-        f"{len(firsts) - better - worse} no difference is shown. On average it is {amount} "
-        f"{'ahead of' if lead > 0 else 'behind'} the best rival in {first.unit.title}."
+        f"On {'simulated ' * first.simulated}{first.data} ({len(compared)} comparisons) {first.reference} is shown to "
+        f"be better than the best rival in {better} and worse in {worse}; in {len(compared) - better - worse} no "
+        f"difference is shown. On average it is {amount} {'ahead of' if lead > 0 else 'behind'} the best rival in "
+        f"{first.unit.title}."
     )
 
 
 def _hidden(mask: Mapping[str, Any] | None) -> str:
     """The missingness in words; the realised rate alone if it is completely at random."""
-    if mask is None:
-        return ""
-    plain = mask["mechanism"] == "mcar" and set(mask) <= {"mechanism", "p", "hidden"}
-    if plain and mask.get("hidden") is not None:
+    if mask and mask["mechanism"] == "mcar" and mask.keys() == {"mechanism", "p", "hidden"}:
         return f"{100 * mask['hidden']:.0f} % of the modalities hidden"
-    return missingness_title(mask)
+    return missingness_title(mask) if mask else ""
 
 
 def answer_markdown(said: Sequence[str], tables: Sequence[PageTable]) -> str:

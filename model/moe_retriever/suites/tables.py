@@ -185,7 +185,6 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
     compared = [(n, f) for n, f in enumerate(columns) if f.comparison.methods]
     details = [_detail(suite, n, f, cells, _data(f.column, columns)) for n, f in compared]
     answers = [_compared(suite, f, columns) for _, f in compared]
-    drawn = ((a.forest_title(), a.forest()) for a in answers[:MOST])
     return Page(
         identifier=suite.name,
         title=heading(suite.name, suite.title),
@@ -196,18 +195,17 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
         notes=tuple(_notes(suite, columns, scores)),
         faults=tuple(folder for f in columns for folder in f.missing),
         answer=tuple(sentences(answers)),
-        forests=tuple((title, Markup(plot)) for title, plot in drawn if plot),
+        forests=tuple((a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())),
     )
 
 
 def _compared(suite: SuiteSpec, filled: Filled, columns: Sequence[Filled]) -> Compared:
     column, metric = filled.column, next((m for m in suite.metrics if m in filled.metrics), filled.metrics[0])
     # Named by its header if the data set has several columns, or the column more than missingness.
-    several = len([f for f in columns if f.column.data == column.data]) > 1
-    named = several or column.test or column.task or column.scheme or column.transforms
+    several = [f for f in columns if f.column.data == column.data][1:]
+    named = any((several, column.test, column.task, column.scheme, column.transforms))
     return Compared(
         data=_data(column, columns),
-        dataset=column.dataset,
         view=column.name if named else "",
         n=filled.n,
         missingness=None if named else column.missingness,
@@ -323,9 +321,8 @@ def _difference(cell: Mapping[str, Any] | None, kind: str, digits: int) -> Cell:
     if cell is None or cell[kind] is None:
         return Cell("", style)
     text = number(cell[kind], f"+.{digits}f")
-    text += _between(cell, f"{kind}_low", f"{kind}_high", digits) + (
-        f" ({cell['strongest']})" if kind == "gain" else ""
-    )
+    text += _between(cell, f"{kind}_low", f"{kind}_high", digits)
+    text += f" ({cell['strongest']})" if kind == "gain" else ""
     return Cell(text, style, bool({"difference": cell["holds"], "gain": cell["gain_holds"]}.get(kind)))
 
 

@@ -305,11 +305,11 @@ def good(m: dict[str, Any]) -> None:
 )
 def test_a_problem_gives_exactly_one_warning(change: Callable[[Any], None], said: str, trained: ReportedRun) -> None:
     plain = [changed(trained, lambda m, c, k, s=seed: (good(m), m.update(seed=s))) for seed in range(3)]  # type: ignore[misc]
-    assert cautions.of_experiment(trained.experiment, plain) == []
+    assert cautions.of_experiment(plain) == []
     odd = [changed(run, lambda m, c, k: change(m)) for run in plain]
-    (found,) = cautions.of_experiment(trained.experiment, odd)
+    (found,) = cautions.of_experiment(odd)
     assert said in found.text
-    (few,) = cautions.of_experiment(trained.experiment, plain[:1])
+    (few,) = cautions.of_experiment(plain[:1])
     assert "only 1 seed," in few.text
 
 
@@ -323,16 +323,9 @@ def test_image_encoders_that_start_from_random_weights_give_a_warning(trained: R
         [changed(trained, lambda m, c, k, s=seed, w=w: (images(m, c, w), m.update(seed=s))) for seed in range(3)]  # type: ignore[misc]
         for w in ("", "vgg11.pth")
     )
-    (found,) = cautions.of_experiment(trained.experiment, untaught)
+    (found,) = cautions.of_experiment(untaught)
     assert "image encoder started from random weights" in found.text
-    assert cautions.of_experiment(trained.experiment, taught) == []
-
-
-def test_equal_warnings_are_merged() -> None:
-    found = [cautions.Caution(text, f"place {i}", f"p{i}") for i in range(6) for text in ("a", "b")[: 1 + (i == 0)]]
-    a, b = cautions.together(found)
-    assert (a.text, len(a.places), a.more) == ("a", cautions.MOST_PLACES, 6 - cautions.MOST_PLACES)
-    assert (b.text, [p.where for p in b.places], b.more) == ("b", ["place 0"], 0)
+    assert cautions.of_experiment(taught) == []
 
 
 # Quality control.

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.metrics import METRIC
-from moe_retriever.plots.forest import Interval, forest
+from moe_retriever.plots.forest import forest
 from moe_retriever.suites.answer import MOST, Compared, answer_markdown, sentences
 from mrpipe.privacy import Count
 
@@ -27,7 +28,7 @@ def predicted(n_right: int, seed: int = 0) -> Predicted:
 
 def compared(right: Mapping[str, int], seeds: int = 3, **changes: Any) -> Compared:
     runs = {name: {s: predicted(n, s) for s in range(seeds)} for name, n in right.items()}
-    usual: dict[str, Any] = {"data": "CMU-MOSI", "dataset": "mosi", "view": "", "n": N, "missingness": MASK}
+    usual: dict[str, Any] = {"data": "CMU-MOSI", "view": "", "n": N, "missingness": MASK}
     usual |= {"simulated": False, "metric": "accuracy", "controls": frozenset({"late fusion"})}
     return Compared(**usual | {"comparison": Comparison(runs), "reference": "MoE-Retriever"} | changes)
 
@@ -99,7 +100,7 @@ def test_simulated_data_a_single_method_and_people_are_named() -> None:
     said = alone.sentence()
     assert said.startswith("On simulated CMU-MOSI (200 test clips")
     assert re.search(
-        r"the accuracy of late fusion is 70\.5 % \[6\d\.\d, 7\d\.\d\]; always predicting positive reaches 50\.0 %\.",
+        r"the accuracy \(%\) of late fusion is 70\.5 \[6\d\.\d, 7\d\.\d\]; always predicting positive reaches 50\.0\.",
         said,
     )
     assert alone.forest() == ""
@@ -107,7 +108,7 @@ def test_simulated_data_a_single_method_and_people_are_named() -> None:
     assert "(< 5 test clips" in few.sentence()
     assert not re.search(r"points|70", few.sentence())
     assert few.forest() == ""
-    assert few.cells() == {}
+    assert few.differences == {}
     assert "(205 test clips" in compared({"MoE-Retriever": 140, "late fusion": 100}, n=Count(203)).sentence()
 
 
@@ -132,12 +133,12 @@ def test_decimals_follow_the_width_of_the_interval() -> None:
 
 
 def test_the_forest_plot_has_text_as_text_and_differs_without_colour() -> None:
-    rows = [Interval("a & b", 2.0, 1.0, 3.0, "+2.0 [1.0, 3.0]", "better"), Interval("c", -1.0, -4.0, 2.0, "−1.0", "")]
-    plot = forest([*rows, Interval("n" * 60, -2.0, -3.0, -1.0, "−2.0", "worse")], label="differences")
+    rows = {"a & b": Estimate(0.2, ((1e-4, 9),)), "c": Estimate(-0.1, ((0.01, 9),)), "n" * 60: Estimate(-0.2)}
+    plot = forest(rows, ["+2.0 [1.0, 3.0]", "−1.0", "−2.0"], ["better", "", "worse"], METRIC["accuracy"], "differences")
     assert "<text" in plot
     assert ">a &amp; b</text>" in plot
     assert f">{'n' * 37}…</text>" in plot
     assert (plot.count("<rect"), plot.count("<circle")) == (2, 1)
     places = [float(x) for x in re.findall(r'(?:x|x1|x2|cx)="([\d.]+)%"', plot)]
     assert 0 <= min(places) <= max(places) <= 100
-    assert forest([], label="nothing").startswith("<svg")
+    assert forest({}, [], [], METRIC["accuracy"], "nothing").startswith("<svg")
