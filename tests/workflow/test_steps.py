@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from workflow.planning.progress import TEXTS, Step, Steps, shown
+from workflow.planning.progress import TEXTS, PlannedStep, Steps, shown
 
 TRAIN = [{"experiment": "mosi", "method": method, "seed": "0"} for method in ("late", "muse")]
 
@@ -43,7 +43,7 @@ def run(steps: Steps, clock: Clock, job: int, seconds: float) -> None:
     ],
 )
 def test_a_step_is_described_in_words(rule: str, wildcards: dict[str, str], text: str) -> None:
-    assert str(Step(rule, wildcards)) == text
+    assert str(PlannedStep(rule, wildcards)) == text
 
 
 def test_every_rule_is_described(project: Path) -> None:
@@ -54,8 +54,8 @@ def test_every_rule_is_described(project: Path) -> None:
 
 def test_a_line_has_the_run_time_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    jobs = {i: Step("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
-    steps = Steps(jobs | {9: Step("report_page", {})}, {}, output="steps", clock=clock)
+    jobs = {i: PlannedStep("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
+    steps = Steps(jobs | {9: PlannedStep("report_page", {})}, {}, output="steps", clock=clock)
     run(steps, clock, 0, 30)
     run(steps, clock, 1, 60)
     run(steps, clock, 7, 5)  # not a step of ours
@@ -72,7 +72,7 @@ def test_a_line_has_the_run_time_and_the_time_left(capsys: pytest.CaptureFixture
 
 def test_time_left_follows_similar_steps_and_the_number_that_run_at_a_time() -> None:
     clock = Clock()
-    jobs = {i: Step("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
+    jobs = {i: PlannedStep("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
     steps = Steps(jobs, {}, output="quiet", clock=clock)
     assert steps.seconds_left() is None
     run(steps, clock, 0, 30)
@@ -89,7 +89,9 @@ def test_time_left_follows_similar_steps_and_the_number_that_run_at_a_time() -> 
 
 
 def test_a_failed_step_shows_the_end_of_its_own_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = Steps({1: Step("train", TRAIN[0]), 2: Step("train", TRAIN[1])}, {}, output="quiet", clock=Clock())
+    steps = Steps(
+        {1: PlannedStep("train", TRAIN[0]), 2: PlannedStep("train", TRAIN[1])}, {}, output="quiet", clock=Clock()
+    )
     log = tmp_path / "train.log"
     log.write_text("".join(f"line {i}\n" for i in range(40)))
     steps.emit(record("job_error", 1, log=[str(tmp_path / "none.log"), str(log)]))
@@ -123,6 +125,8 @@ def test_other_messages_of_snakemake(message: str, level: int, event: str, print
 def test_no_time_is_given_while_too_few_kinds_of_steps_are_known() -> None:
     clock = Clock()
     rules = ("check", "cohort", "verify", "train")
-    steps = Steps({i: Step(rule, {"dataset": "a"}) for i, rule in enumerate(rules)}, {}, output="steps", clock=clock)
+    steps = Steps(
+        {i: PlannedStep(rule, {"dataset": "a"}) for i, rule in enumerate(rules)}, {}, output="steps", clock=clock
+    )
     run(steps, clock, 0, 5)
     assert steps.seconds_left() is None

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from workflow.planning.plan import make_plan
-from workflow.planning.progress import Step, Steps
+from workflow.planning.progress import PlannedStep, Steps
 from workflow.planning.runs import PlannedRun
 from workflow.planning.suites import Suites
 
@@ -221,9 +221,12 @@ class Record:
         return ""
 
 
-def steps_of(run: PlannedRun) -> list[Step]:
+def steps_of(run: PlannedRun) -> list[PlannedStep]:
     wildcards = {"experiment": run.experiment, "method": run.label}
-    return [Step("search", wildcards), *(Step(r, wildcards | {"seed": str(run.seed)}) for r in ("train", "evaluate"))]
+    return [
+        PlannedStep("search", wildcards),
+        *(PlannedStep(r, wildcards | {"seed": str(run.seed)}) for r in ("train", "evaluate")),
+    ]
 
 
 def test_finished_cells_are_counted_with_those_of_earlier_runs(capsys: pytest.CaptureFixture[str]) -> None:

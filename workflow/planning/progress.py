@@ -27,7 +27,7 @@ _EXPLAINED = ("CalledProcessError in file", "Exiting because a job execution fai
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStep:
     """A job: its rule and wildcards; in words, parts are counted from 1, and methods have no hash of their settings."""
 
     rule: str
@@ -67,7 +67,7 @@ class Steps(logging.Handler):
 
     def __init__(
         self,
-        steps: Mapping[int, Step],
+        steps: Mapping[int, PlannedStep],
         cells: Mapping[int, PlannedRun],
         *,
         there: int = 0,

@@ -72,7 +72,7 @@ from mrpipe_planning.arguments import (
     train_arguments,
 )
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
-from mrpipe_planning.progress import Step, Steps, shown
+from mrpipe_planning.progress import PlannedStep, Steps, shown
 from mrpipe_planning.runs import mask_name
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description

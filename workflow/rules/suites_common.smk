@@ -89,7 +89,7 @@ def begin(log):
     needed = {job.jobid: job for job in INTERNALS.jobs_to_run() if not job.is_norun}
     cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked}
     to_do = {job: run for job, run in cells.items() if job in needed}
-    jobs = {job_id: Step(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
+    jobs = {job_id: PlannedStep(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
     steps = Steps(jobs, to_do, there=len(cells) - len(to_do), output=OUTPUT)
     INTERNALS.on_job_finished(steps)
     if asked:
