@@ -6,12 +6,15 @@ while its text keeps its size, on a phone as on a large screen.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 
-from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.metrics import Metric
+
+if TYPE_CHECKING:
+    from moe_retriever.evaluation.intervals import Estimate
 
 TEMPLATE = Path(__file__).resolve().parent / "forest.svg"
 MOST_ROWS = 40
@@ -22,7 +25,7 @@ LEFT, RIGHT = 3.0, 97.0
 
 
 def forest(
-    rows: Mapping[str, Estimate], texts: Sequence[str], verdicts: Sequence[str], unit: Metric, label: str
+    rows: Mapping[str, "Estimate"], texts: Sequence[str], verdicts: Sequence[str], unit: Metric, label: str
 ) -> str:
     """SVG of the first `MOST_ROWS` rows, from top to bottom; methods better than the reference are on the right.
 
