@@ -48,7 +48,9 @@ def test_a_step_is_described_in_words(rule: str, wildcards: dict[str, str], text
 
 def test_every_rule_is_described(project: Path) -> None:
     texts = [file.read_text() for file in (project / "workflow/rules").glob("*.smk")]
-    rules = {rule for text in texts for rule in re.findall(r"^(?:use rule \w+ as |rule )(\w+)", text, flags=re.MULTILINE)}
+    rules = {
+        rule for text in texts for rule in re.findall(r"^(?:use rule \w+ as |rule )(\w+)", text, flags=re.MULTILINE)
+    }
     assert rules == set(TEXTS)
 
 
