@@ -65,7 +65,7 @@ def test_the_section_has_the_numbers_of_the_run_folders(page: Path, runs: list[P
     for words in (
         "sensitivity ≥ 0.8",
         "Youden index",
-        "logistic: strongest control",
+        "logistic regression: strongest control",
         "Observed modalities",
         "prevalence",
     ):

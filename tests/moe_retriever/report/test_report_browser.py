@@ -53,10 +53,14 @@ document.documentElement.dataset.probe = JSON.stringify({
 @pytest.fixture(scope="module")
 def page(store: Store, mask_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    out = folder / "runs" / "toy" / "moe_retriever" / "seed0"
     small = ["epochs=2", "hidden=8", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.05", "n_experts=2"]
-    main(["train", "--store", str(store.path), "--mask", str(mask_file), "--quiet", "--out", str(out), "--set", *small])
-    write_report(Inputs(runs=[out], stores=[store.path]), folder / "index.html")
+    runs = []
+    # Methods that the clinical section shows at first, and others.
+    for method, options in {"moe_retriever": small, "logistic": [], "majority": [], "late_fusion": small[:-1]}.items():
+        runs.append(folder / "runs" / "toy" / method / "seed0")
+        command = ["train", "--store", str(store.path), "--mask", str(mask_file), "--method", method, "--quiet"]
+        main([*command, "--out", str(runs[-1]), *(["--set", *options] if options else [])])
+    write_report(Inputs(runs=runs, stores=[store.path]), folder / "index.html")
     return folder / "index.html"
 
 
