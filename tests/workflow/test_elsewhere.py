@@ -59,7 +59,7 @@ def test_an_installed_package_runs_the_whole_workflow(
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     command = [sys.executable, "-P", "-m", "mrpipe", "run", "--cores", "2", "--config", "my.yaml"]
-    text = call(command, user_folder, str(site))
+    text = call([*command, "-v"], user_folder, str(site))
     assert str(site / "mrpipe/_workflow/Snakefile") in text
     require_same_results(user_folder, finished)
     page = call([*command[:4], "train", "--help"], user_folder, str(site))
