@@ -62,15 +62,7 @@ def _columns(modality: Modality, arrays: Arrays, rows: pl.DataFrame) -> Iterator
             calls = unpack_at(arrays.x, at).astype(np.float32)
             yield Columns(at, ["value"] * len(at), np.where(calls == 3, np.nan, calls))
         return
-    if arrays.offsets is None:
-        x = arrays.x.reshape(len(arrays), -1).astype(np.float32)
-    else:
-        steps = arrays.x.astype(np.float64)
-        known = ~np.isnan(steps)
-        starts = arrays.offsets[:-1]
-        total = np.add.reduceat(np.where(known, steps, 0.0), starts, axis=0)
-        count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
-        x = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+    x = arrays.x.reshape(len(arrays), -1).astype(np.float32) if arrays.offsets is None else arrays.means()
     yield from feature_columns(x, levels)
 
 
@@ -102,8 +94,7 @@ def audit(
         raise UsageError(f"the audit's threshold {threshold} must be between 0.5 and 1")
     if not 0 < alpha <= 1:
         raise UsageError(f"the audit's alpha {alpha} must be above 0 and at most 1")
-    train = store.split(scheme).filter(pl.col("split") == "train")
-    label = store.labels(task).join(train, on="sample_id", how="semi")
+    label = store.labels(task).join(store.split(scheme, "train"), on="sample_id", how="semi")
     labelled = store.samples().select("sample_id", "modality_mask").join(label, on="sample_id").collect()
     y = labelled["value"].to_numpy()
     number = {s: i for i, s in enumerate(labelled["sample_id"])}

@@ -53,8 +53,7 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
             names = dictionary.filter(modality=modality.name).sort("position")["name"].to_list()
             write_csv(path, _csv(arrays, names))
         else:
-            fields: dict[str, Any] = {"sample_id": arrays.sample_id, "x": arrays.x}
-            fields |= {k: v for k, v in (("offsets", arrays.offsets), ("time", arrays.time)) if v is not None}
+            fields = {k: v for k in ("sample_id", "x", "offsets", "time") if (v := getattr(arrays, k)) is not None}
             with replacing(path) as temporary, temporary.open("wb") as handle:
                 np.savez_compressed(handle, **fields)
         written.append(path)

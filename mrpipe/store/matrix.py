@@ -42,12 +42,9 @@ def _features(arrays: "Arrays", names: list[str]) -> tuple[NDArray[np.float32], 
     x = arrays.x.astype(np.float32)
     if arrays.offsets is None:
         return x, names
-    starts, known = arrays.offsets[:-1], ~np.isnan(x)
-    count, total = (np.add.reduceat(column, starts) for column in (known.astype(np.float32), np.where(known, x, 0)))
-    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     steps = np.log(np.diff(arrays.offsets).astype(np.float32))[:, None]
     names = [*(f"{name} {statistic}" for statistic in ("mean", "maximum") for name in names), "log number of steps"]
-    return np.concatenate([mean, np.fmax.reduceat(x, starts), steps], axis=1), names
+    return np.concatenate([arrays.means(), np.fmax.reduceat(x, arrays.offsets[:-1]), steps], axis=1), names
 
 
 def build_matrix(
@@ -57,7 +54,7 @@ def build_matrix(
     split: str | None = None,
     task: str | None = None,
 ) -> Matrix:
-    """Labelled samples of a part of the scheme `split` (default: all) with one of the modalities (default: all).
+    """Labelled samples with one of the modalities (default: all) in a part of the scheme `split` (default: all).
 
     Raises:
         UsageError: unknown names, modalities of another kind, or no samples.
@@ -71,8 +68,9 @@ def build_matrix(
         raise UsageError(f"images, volumes and events have no matrix: {', '.join(wrong)}; modalities that have: {able}")
     samples = store.samples().filter(pl.any_horizontal(pl.col(f"row_{name}").is_not_null() for name in chosen))
     samples = samples.join(store.labels(task), on="sample_id")
-    if part is not None:
-        samples = samples.join(store.split(split).filter(split=part), on="sample_id", how="semi")
+    part = None if part == "all" else part
+    if part is not None or split is not None:
+        samples = samples.join(store.split(split, part), on="sample_id", how="semi")
     frame = samples.sort("sample_id").collect()
     if frame.is_empty():
         raise UsageError(f"no labelled samples with {' or '.join(chosen)} in {part or 'the store'}")

@@ -7,7 +7,7 @@ name, selection by split, transforms, restored array shapes and `verify`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +57,20 @@ class Arrays:
     def take(self, rows: NDArray[np.int64]) -> Arrays:
         """Select rows, in the given order."""
         if self.offsets is None:
-            return Arrays(modality=self.modality, sample_id=self.sample_id[rows], x=self.x[rows])
+            return replace(self, sample_id=self.sample_id[rows], x=self.x[rows])
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         steps = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         time = None if self.time is None else self.time[steps]
-        return Arrays(
-            modality=self.modality, sample_id=self.sample_id[rows], x=self.x[steps], offsets=offsets, time=time
-        )
+        return replace(self, sample_id=self.sample_id[rows], x=self.x[steps], offsets=offsets, time=time)
+
+    def means(self) -> NDArray[np.float32]:
+        """Sequences only: (n, d) means of the known values over the steps; NaN if none is known."""
+        assert self.offsets is not None
+        known, starts = ~np.isnan(self.x), self.offsets[:-1]
+        total = np.add.reduceat(np.where(known, self.x, 0), starts, axis=0, dtype=np.float64)
+        count = np.add.reduceat(known, starts, axis=0, dtype=np.int64)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
@@ -145,8 +151,10 @@ class Store:
         raise UsageError(f"no modality {name!r}; this store has {', '.join(self.bits)}")
 
     def choose(self, names: Sequence[str] | None = None) -> tuple[Modality, ...]:
-        """Modalities by name, in bit order; default: all."""
-        chosen = self.modalities if names is None else [self._modality(name) for name in names]
+        """Modalities by name, at least one, in bit order; default: all."""
+        names = [names] if isinstance(names, str) else tuple(self.bits) if names is None else names
+        if not (chosen := [self._modality(name) for name in names]):
+            raise UsageError(f"no modality is chosen; this store has {', '.join(self.bits)}")
         return tuple(m for m in self.modalities if m in chosen)
 
     def task(self, name: str | None = None) -> Task:
@@ -169,13 +177,16 @@ class Store:
         """Labels `sample_id, value` of a task as a lazy frame; samples without a label have no row."""
         return pl.scan_parquet(self._paths.labels(self.task(task).name))
 
-    def split(self, scheme: str | None = None) -> pl.LazyFrame:
-        """Split `sample_id, split` of a scheme as a lazy frame; None or `default`: the store's default scheme."""
+    def split(self, scheme: str | None = None, part: str | None = None) -> pl.LazyFrame:
+        """`sample_id, split` of a scheme, or of a part of it; None or `default`: the store's default scheme."""
+        if part not in (None, *PARTS):
+            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
         if scheme is None or (scheme == "default" and scheme not in self.schemes):
             scheme = self.manifest.default_scheme
         if scheme not in self.schemes:
             raise UsageError(f"no split {scheme!r}; this store has {', '.join(self.schemes)}")
-        return pl.scan_parquet(self._paths.split(scheme))
+        frame = pl.scan_parquet(self._paths.split(scheme))
+        return frame if part is None else frame.filter(split=part)
 
     @property
     def dictionary(self) -> pl.DataFrame:
@@ -185,8 +196,7 @@ class Store:
     @property
     def attrition(self) -> pl.DataFrame:
         """Cohort flow: `step, reason, n_before, n_after`."""
-        flow = read_frame(self._paths.attrition, fix=RESTORE)
-        return flow.filter(pl.col("modality").is_null()).drop("modality")
+        return read_frame(self._paths.attrition, fix=RESTORE).filter(pl.col("modality").is_null()).drop("modality")
 
     @property
     def losses(self) -> pl.DataFrame:
@@ -238,10 +248,7 @@ class Store:
         self, name: str, split: str | None, part: str | None = None, without: Sequence[str] = ()
     ) -> NDArray[np.int64]:
         """Rows of a modality's table whose samples are in a part of a split, or in the split, and not in `without`."""
-        if part not in (None, *PARTS):
-            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
-        frame = self.split(split).filter(~pl.col("sample_id").is_in(without))
-        chosen = frame if part is None else frame.filter(pl.col("split") == part)
+        chosen = self.split(split, part).filter(~pl.col("sample_id").is_in(without))
         rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
         return np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64)
 

@@ -115,11 +115,15 @@ class Transforms:
         changed = non_default_fields(self.options)
         return {"transforms": changed} if changed else {}
 
-    def apply(self, name: str, arrays: Arrays) -> Arrays:
-        """Transform to float32 arrays without NaN, of shape `shapes[name]` per element."""
+    def of(self, name: str) -> ModalityTransform:
+        """The transform of a modality; a UsageError if none was fitted."""
         if name not in self.fitted:
             raise UsageError(f"no transform was fitted for {name!r}; fitted: {', '.join(self.fitted)}")
-        return self.fitted[name].apply(arrays)
+        return self.fitted[name]
+
+    def apply(self, name: str, arrays: Arrays) -> Arrays:
+        """Transform to float32 arrays without NaN, of shape `shapes[name]` per element."""
+        return self.of(name).apply(arrays)
 
     def to_json(self) -> str:
         value = {
@@ -139,10 +143,9 @@ class Transforms:
         value = json.loads(text)
         if value["format"] != FORMAT:
             raise UsageError(f"transforms have format {value['format']}; this version reads format {FORMAT}")
-        fitted: dict[str, ModalityTransform] = {}
-        for name, entry in value["modalities"].items():
-            fitted[name] = _TRANSFORMS[entry["transform"]["kind"]].from_dict(entry["transform"])
-        shapes = {n: tuple(e["shape"]) for n, e in value["modalities"].items()}
+        entries = {n: (tuple(e["shape"]), e["transform"]) for n, e in value["modalities"].items()}
+        fitted = {n: _TRANSFORMS[t["kind"]].from_dict(t) for n, (_, t) in entries.items()}
+        shapes = {n: shape for n, (shape, _) in entries.items()}
         options = parse_options(TransformOptions, value.get("transforms", {}), context="transforms")
         return cls(value["store_id"], value["scheme"], fitted, shapes, options, value.get("features", {}))
 
@@ -166,9 +169,7 @@ def fit(
     dictionary = store.dictionary
     fitted: dict[str, ModalityTransform] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for modality in store.modalities:
-        if modalities is not None and modality.name not in modalities:
-            continue
+    for modality in store.choose(modalities):
         train_rows = store.rows(modality.name, scheme, "train", without)
         if len(train_rows) == 0:
             raise UsageError(f"{modality.name} has no rows in the training part of split {scheme!r}")
@@ -177,12 +178,11 @@ def fit(
             fitted[modality.name], shapes[modality.name] = PixelTransform.fit(modality, blocks), modality.shape
             continue
         train = store.arrays(modality.name).take(train_rows)
+        rows = dictionary.filter(modality=modality.name).sort("position")
         if modality.encoding == "packed2":
-            rows = dictionary.filter(modality=modality.name).sort("position")
             pruning = LdOptions(options.ld_window, options.ld_step, options.ld_r2)
             transform: ModalityTransform = GenotypeTransform.fit(train, rows, pruning)
         else:
-            rows = dictionary.filter(modality=modality.name).sort("position")
             transform = (event_transform(rows) or FeatureTransform).fit(train, rows, options)
         fitted[modality.name] = transform
         shapes[modality.name] = transform.shape(modality)

@@ -69,11 +69,12 @@ def test_values_are_those_of_the_store_and_nan_elsewhere(store: Store) -> None:
 
 def test_parts_and_tasks(store: Store) -> None:
     split = dict(store.split("uniform").collect().iter_rows())
-    m = store.matrix(["table"], part="test", split="uniform", task="score")
+    m = store.matrix("table", part="test", split="uniform", task="score")
     assert {split[i] for i in m.sample_id} == {"test"}
     score = store.labels("score").filter(pl.col("sample_id").is_in(m.sample_id.tolist())).sort("sample_id").collect()
     assert m.y.dtype == np.float64
     assert m.y.tolist() == score["value"].to_list()
+    np.testing.assert_array_equal(store.matrix("table", part="all").x, store.matrix(["table"]).x)
 
 
 def test_cross_validated_predictions_with_scikit_learn(store: Store) -> None:
@@ -89,5 +90,9 @@ def test_modalities_without_a_matrix_and_unknown_names_are_refused(store: Store)
         store.matrix()
     with pytest.raises(UsageError, match="no modality 'smell'"):
         store.matrix(["smell"])
-    with pytest.raises(UsageError, match="no labelled samples with table in dev"):
+    with pytest.raises(UsageError, match="no modality is chosen"):
+        store.matrix([])
+    with pytest.raises(UsageError, match="no part 'dev'; a split has train"):
         store.matrix(["table"], part="dev")
+    with pytest.raises(UsageError, match="no split 'weekly'"):
+        store.matrix(["table"], split="weekly")

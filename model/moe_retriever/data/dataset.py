@@ -12,6 +12,7 @@ in the order of `spec.names`, T steps or events of the longest sample (at least 
     index         int64 (B,), position in `ids`
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
@@ -30,7 +31,6 @@ from moe_retriever.data.tables import FeatureTable, Genotypes, Rows, SequenceTab
 from mrpipe import keyed
 from mrpipe.errors import UsageError
 from mrpipe.store.reader import Arrays, Store, open_store
-from mrpipe.store.splits import PARTS
 from mrpipe.transforms.events import changes
 from mrpipe.transforms.fit import Transforms, as_stored
 from mrpipe.transforms.options import TransformOptions
@@ -95,12 +95,14 @@ class _Samples:
         mask: str | Path | None = None,
         transform: Transforms | TransformOptions | str | None = "train",
     ):
-        if isinstance(transform, str) and transform != "train":
-            raise UsageError(f"transform={transform!r}: expected 'train', None, TransformOptions or fitted Transforms")
-        if part not in (None, "all", *PARTS):
-            raise UsageError(f"no part {part!r}; a split has {', '.join(PARTS)}")
+        if not isinstance(transform, Transforms | TransformOptions) and transform not in ("train", None):
+            found = f"transform={transform!r:.40}"
+            raise UsageError(f"{found}: expected 'train', None, TransformOptions or fitted Transforms")
         self.store = store if isinstance(store, Store) else open_store(store)
-        options = transform if isinstance(transform, TransformOptions) else None
+        part = None if part == "all" else part
+        self.store.split(scheme, part)  # raises for unknown names
+        if isinstance(transform, Transforms) and not transform.fitted:
+            transform = None  # of a dataset without transforms
         fitted = transform if isinstance(transform, Transforms) else None if transform else as_stored(self.store)
         whole = load(
             self.store,
@@ -108,13 +110,13 @@ class _Samples:
             scheme=scheme,
             modalities=modalities,
             mask_file=None if mask is None else Path(mask),
-            transform=options,
+            transform=transform if isinstance(transform, TransformOptions) else None,
             fitted=fitted,
             tables=False,
         )
-        chosen = np.arange(len(whole)) if part in (None, "all") else whole.rows(str(part))
+        chosen = np.arange(len(whole)) if part is None else whole.rows(part)
         if not len(chosen):
-            raise UsageError(f"{self.store.path} has no such samples: part={part}, modalities={modalities}")
+            raise UsageError(f"{self.store.path} has no samples with part={part}, modalities={modalities}, mask={mask}")
         self._selected = whole.take(chosen)
         self.ids: NDArray[np.str_] = self._selected.sample_id
         self.subjects: NDArray[np.str_] = self._selected.subject_id
@@ -158,7 +160,7 @@ class StoreDataset(_Samples, Dataset[DenseBatch]):
 
     def __getitem__(self, index: int) -> DenseBatch:
         """A batch of one sample."""
-        return self.__getitems__([range(len(self))[index]])[0]
+        return self.__getitems__([range(len(self))[operator.index(index)]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[DenseBatch]:
         """One batch of all the samples, which is faster to make; called by DataLoaders."""

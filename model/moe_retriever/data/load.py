@@ -233,7 +233,7 @@ def _table(
             return EventTable(arrays, fitted.shapes[m.name][0], device), fitted.shapes[m.name]
         sequence = m.kind == "sequence"
         return sequence_table(arrays, device, elapsed=False) if sequence else VectorTable(arrays.x, device), m.shape
-    transform = fitted.fitted[m.name]
+    transform = fitted.of(m.name)
     if isinstance(transform, GenotypeTransform):
         return GenotypeTable(arrays.x, transform, device), fitted.shapes[m.name]
     if isinstance(transform, PixelTransform):

@@ -212,19 +212,20 @@ def _decisions(y: Bools, flagged: Bools, weight_Rn: Floats) -> dict[str, tuple[F
 
 
 def _calibration(y: Bools, p: Floats, weight_Rn: Floats) -> dict[str, Floats]:
-    """Share of events, Brier score, its scaled form, and those of a logistic regression on the logit: intercept with a
-    slope of 1, and slope (none if the classes are separated); their resamples are one Newton step from the estimate.
+    """Share of events, Brier score, its scaled form, and of a logistic regression on the logit: intercept with a slope
+    of 1, and slope, if the classes overlap. Resamples, if of two classes, are one Newton step from the estimate.
     """
     x, (share, brier) = logit(p), (weight_Rn @ np.stack([y, (p - y) ** 2], axis=1) / weight_Rn.sum(axis=1)[:, None]).T
     out = {"prevalence": share, "brier": brier, "scaled_brier": 1 - brier / (share * (1 - share))}
+    both = np.where((share > 0) & (share < 1), 0.0, np.nan)
     out |= dict.fromkeys(("intercept", "slope"), np.full_like(brier, np.nan))
     if 0 < y.sum() < len(y):
         start = brentq(lambda a: (expit(a + x) - y).sum(), -50, 50)
-        out["intercept"] = start + _newton(y, x, start, 1.0, weight_Rn)[0]
+        out["intercept"] = both + start + _newton(y, x, start, 1.0, weight_Rn)[0]
         fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x[:, None], y)
         slope = float(fitted.coef_[0, 0])
         if max(x[y].min(), x[~y].min()) < min(x[y].max(), x[~y].max()):
-            out["slope"] = slope + _newton(y, x, float(fitted.intercept_[0]), slope, weight_Rn)[1]
+            out["slope"] = both + slope + _newton(y, x, float(fitted.intercept_[0]), slope, weight_Rn)[1]
     return out
 
 

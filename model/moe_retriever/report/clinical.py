@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -14,7 +13,8 @@ from moe_retriever.report.drawing import draw
 from moe_retriever.report.experiments import anchor_of, experiment_title
 from moe_retriever.report.references import about
 from moe_retriever.report.runs import ReportedRun, missingness_of
-from moe_retriever.suites.spec import REFERENCE
+from moe_retriever.suites.spec import REFERENCE, SuiteRow
+from moe_retriever.suites.tables import strongest_controls
 from mrpipe.privacy import SMALL, rounded
 
 
@@ -60,11 +60,11 @@ def describe_clinical(
 
 def _chosen(runs: Sequence[ReportedRun], found: Mapping[str, pl.DataFrame]) -> dict[str, str]:
     """Role → method: MoE-Retriever, the control with the best mean validation AUROC, and the best test AUROC."""
-    controls: dict[str, list[float]] = {}
+    rows, validation = dict[str, SuiteRow](), dict[str, list[dict[str, float]]]()
     for run in runs:
-        if run.method != REFERENCE and about(run.method).control:
-            controls.setdefault(run.label, []).append(run.metrics["training"].get("val", {}).get("auroc", -1))
-    control = max(controls, key=lambda label: fmean(controls[label]), default="")
+        rows[run.label] = SuiteRow(run.label, run.method, "", "", about(run.method).control)
+        validation.setdefault(run.label, []).append(run.metrics["training"].get("val", {}))
+    control = strongest_controls(list(rows.values()), validation).get("auroc", "")
     best = pl.concat(found.values()).filter(by="overall", metric="auroc").sort("value")["method"][-1]
     chosen = {"reference": next((run.label for run in runs if run.method == REFERENCE), "")}
     chosen |= {"strongest control on validation samples": control, "highest AUROC on test samples": best}

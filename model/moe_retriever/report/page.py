@@ -268,7 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     quality = "folder with the quality control of a store (default: the one next to the store)"
     parser.add_argument("--qc", nargs="*", default=[], metavar="STORE=DIR", help=quality)
-    threshold = "further decision thresholds of two classes: a probability, sensitivity=0.95 or specificity=0.95"
+    threshold = "further thresholds of two classes: a probability (0 to 1), sensitivity=0.95 or specificity=0.95"
     parser.add_argument("--threshold", nargs="*", default=[], metavar="RULE", help=threshold)
     exact = "exact counts, which a page that is shared should not have: rounded to 5, and hidden below, otherwise"
     parser.add_argument("--show-values", action="store_true", help=exact)

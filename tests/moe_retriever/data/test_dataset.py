@@ -198,13 +198,30 @@ def test_transforms_are_fitted_on_training_samples_or_given(store: Store, tmp_pa
     other = StoreDataset(store, part="test", transform=TransformOptions(clip=0.5))
     assert other.__getitems__([0, 1, 2])[0]["table.values"][:, :2].abs().max() <= 0.5
     equal(StoreDataset(store, part="test", transform=other.fitted)[0], other[0])
-    with pytest.raises(UsageError, match="transform='test': expected 'train', None"):
-        StoreDataset(store, transform="test")
-    with pytest.raises(UsageError, match="no part 'dev'"):
-        StoreDataset(store, part="dev")
     write_masks(store, Missingness(mechanism="gaussian", p=0.3), tmp_path / "m.parquet")
     with pytest.raises(UsageError, match="requires a transform"):
         StoreDataset(store, mask=tmp_path / "m.parquet", transform=None)
+
+
+@pytest.mark.parametrize("loader", [StoreDataset, StreamedStore])
+def test_wrong_arguments_are_refused(store: Store, loader: type[StoreDataset]) -> None:
+    for wrong in ("test", True, False, {"scale": "minmax"}, ["train"], "{" * 99):
+        with pytest.raises(UsageError, match=r"transform=.{2,50}: expected 'train', None"):
+            loader(store, transform=wrong)
+    for part in ("dev", "", ["train"]):
+        with pytest.raises(UsageError, match=r"no part .*; a split has train, val, test"):
+            loader(store, part=part)
+    with pytest.raises(UsageError, match="no modality is chosen; this store has table"):
+        loader(store, modalities=[])
+    with pytest.raises(UsageError, match="no transform was fitted for 'series'; fitted: table"):
+        loader(store, transform=StoreDataset(store, modalities="table").fitted)
+    with pytest.raises(TypeError, match="slice"):
+        StoreDataset(store)[:3]
+
+
+def test_values_as_stored_need_no_transforms_of_another_store(store: Store, toy_stores: Path) -> None:
+    stored = StoreDataset(toy_stores / "plain", transform=None).fitted
+    equal(StoreDataset(store, transform=stored)[0], StoreDataset(store, transform=None)[0])
 
 
 def test_a_store_with_other_features_is_refused(store: Store, toy_stores: Path) -> None:

@@ -188,6 +188,16 @@ def test_values_of_fewer_people_than_the_smallest_are_null() -> None:
     assert dict(nobody.schema) == clinical.SCHEMA
 
 
+def test_a_single_event_has_no_intervals_of_both_classes() -> None:
+    """A third of the resamples lack the event, so that they have no AUROC and no calibration intercept."""
+    frame = measure([replace(case(groups=False), event=np.arange(400) == 7)])
+    for metric in ("auroc", "intercept", "scaled_brier"):
+        value, *bounds = one(frame, metric)
+        assert value is not None
+        assert bounds == [None, None], metric
+    assert one(frame, "brier")[1] is not None
+
+
 def test_separated_classes_have_no_slope_and_certain_probabilities_an_intercept() -> None:
     """Separated validation samples give the smallest temperature, so that all probabilities become 0 or 1."""
     run = replace(case(groups=False), probability=np.where(case().event, 1 - 1e-12, 1e-12))

@@ -79,11 +79,15 @@ def test_a_run_without_validation_predictions_has_fixed_thresholds_only(runs: li
     folder = tmp_path / "toy" / "logistic" / "seed0"
     shutil.copytree(runs[1], folder)
     (folder / "validation.parquet").unlink()
+    said = json.loads((folder / "metrics.json").read_text())
+    said["training"]["val"].pop("auroc")  # undefined, as of validation samples with one class
+    (folder / "metrics.json").write_text(json.dumps(said))
     write_report(Inputs(runs=[folder]), tmp_path / "index.html")
     text = section(tmp_path / "index.html")
     assert "Without predictions of validation samples" in text
     assert "Youden index" not in text
     assert "temperature-scaled" not in text
+    assert "strongest control" not in text
 
 
 def test_a_shared_page_rounds_sizes_and_thresholds(runs: list[Path], tmp_path: Path) -> None:
