@@ -26,17 +26,9 @@ def suite_targets(name):
         for part in SUITES.parts(name):
             files += [f"<results>/suites/{part.name}/{file}" for file in ("settings.json", "finished")]
             files += [file for store in part.stores for file in store_files(store)]
-        files += [f"<results>/suites/{name}/finished"] if compared_tables(name) else []
         return [*files, f"<results>/suites/{name}/report/index.html"]
 
     return targets
-
-
-def compared_tables(name):
-    """Folders of a collection's tables that have published values."""
-    if not SUITES.suite(name).of:
-        return []
-    return [f"<results>/suites/{part.name}" for part in SUITES.parts(name) if part.published]
 
 
 def searched(wildcards):
@@ -58,17 +50,9 @@ def suite_command(suite, out):
     return figures if suite.figure else ["suite-tables", *arguments]
 
 
-def comparison_command(name, tables):
-    """Arguments of `mrpipe` that compare the published values of tables with the reproduced ones."""
-    out = path(f"<results>/suites/{name}")
-    return ["suite-comparison", "--suites", *tables, "--name", name, "--title", SUITES.suite(name).title, "--out", out]
-
-
 def suite_folders(wildcards):
-    """Output folders of a suite: those of its member suites first, then its own."""
-    files = [Path(file) for file in suite_targets(wildcards.suite)(wildcards)]
-    folders = [file.parent for file in files if file.name == "finished"]
-    return [str(folder) for folder in sorted(folders, key=lambda folder: folder.name == wildcards.suite)]
+    """Output folders of a suite, or of the members of a collection."""
+    return [f"<results>/suites/{part.name}" for part in SUITES.parts(wildcards.suite)]
 
 
 def report_command(folders, page):
@@ -77,7 +61,7 @@ def report_command(folders, page):
     return ["report", *arguments, "--benchmarks", path("<benchmarks>"), "--out", page]
 
 
-# Requested suites, requested comparisons and progress of this workflow run.
+# Requested suites and progress of this workflow run.
 BEGUN = []
 
 
@@ -96,7 +80,7 @@ def begin(log):
         INTERNALS.keep_going()
     if OUTPUT == "steps":
         sys.stderr.write(f"{len(jobs)} steps; full log: {' '.join(log)}\n")
-    BEGUN.append((asked, [job.wildcards.suite for job in INTERNALS.jobs("compare")], steps))
+    BEGUN.append((asked, steps))
 
 
 def end_suites():
@@ -109,7 +93,7 @@ def end_suites():
             [sys.executable, "-m", "mrpipe", *arguments], stdout=subprocess.DEVNULL if OUTPUT else sys.stderr
         )
 
-    for asked, compared, steps in filter(itemgetter(0), BEGUN):
+    for asked, steps in filter(itemgetter(0), BEGUN):
         unfinished = {run.tested for run in steps.unfinished()}
         for suite in asked:
             without = sorted(unfinished & set(suite.runs))
@@ -120,10 +104,6 @@ def end_suites():
                 write_text(out / "suite.json", json.dumps(suite_description(suite) | {"unfinished": without}) + "\n")
                 sys.stderr.write(f"{out}: {len(without)} of {len(suite.runs)} cells did not finish\n")
                 run_model(suite_command(suite, out))
-        for name in compared if unfinished else ():
-            tables = [folder for folder in map(path, compared_tables(name)) if Path(folder, "scores.parquet").is_file()]
-            if tables:
-                run_model(comparison_command(name, tables))
         for job in INTERNALS.jobs("suite_report") if unfinished else ():
             there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
             run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))

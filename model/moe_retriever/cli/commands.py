@@ -378,5 +378,3 @@ _runs = "moe_retriever.evaluation.run_folders"
 results = _of_module(_runs, "collect the metrics of all runs in one table", output_file(), step=False)
 suite_tables = _of_module("moe_retriever.suites.tables", "render the tables of a suite", _RENDERED)
 suite_figures = _of_module("moe_retriever.suites.figures", "render the figures of a suite", _RENDERED)
-_compared = "moe_retriever.suites.published_comparison"
-suite_comparison = _of_module(_compared, "compare tables with the published values", _RENDERED)
