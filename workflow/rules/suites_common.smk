@@ -58,7 +58,7 @@ def suite_folders(wildcards):
 def report_command(folders, page):
     """Arguments of `mrpipe` that build a report page of rendered suites."""
     arguments = ["--suites", *folders, "--cells", path("<results>/runs"), "--searches", path("<results>/searches")]
-    return ["report", *arguments, "--benchmarks", path("<benchmarks>"), "--out", page]
+    return ["report", *arguments, "--out", page]
 
 
 # Requested suites and progress of this workflow run.
@@ -71,10 +71,9 @@ def begin(log):
     if not (asked or OUTPUT):
         return
     needed = {job.jobid: job for job in INTERNALS.jobs_to_run() if not job.is_norun}
-    cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked}
-    to_do = {job: run for job, run in cells.items() if job in needed}
+    cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked and job.jobid in needed}
     jobs = {job_id: PlannedStep(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
-    steps = Steps(jobs, to_do, there=len(cells) - len(to_do), output=OUTPUT)
+    steps = Steps(jobs, cells, output=OUTPUT)
     INTERNALS.on_job_finished(steps)
     if asked:
         INTERNALS.keep_going()
@@ -84,7 +83,7 @@ def begin(log):
 
 
 def end_suites():
-    """Render suites from their finished cells, collect all scores in one file, and list the failed cells."""
+    """Render suites from their finished cells, and collect all scores in one file."""
     from mrpipe.store.parquet import write_text
 
     def run_model(arguments):
@@ -108,5 +107,4 @@ def end_suites():
             there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
             run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
         run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])
-        if unfinished and not OUTPUT:
-            sys.stderr.write(steps.failures() + "\n")
+
