@@ -130,13 +130,13 @@ class Steps(logging.Handler):
         return [run for job, run in self._cells.items() if job not in self._done]
 
     def ending(self, log: str) -> str:
-        """Last message of a run of `mrpipe run` that did not succeed."""
+        """Last message of a run that did not succeed."""
         names = [str(self.steps[job]) for job in self._failed]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         how = f"failed at {', '.join(names[:3])}{more}" if names else "was interrupted"
         state = f"the run {how}; {len(self._done)} of {len(self.steps)} steps finished. Full log: {log}"
         cause = "Correct the cause, then run" if names else "Run"
-        return f"mrpipe run: {state}\n{cause} the same command again: it continues with the unfinished steps."
+        return f"mrpipe: {state}\n{cause} the same command again: it continues with the unfinished steps."
 
 
 def shown(record: logging.LogRecord) -> bool:

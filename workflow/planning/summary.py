@@ -10,7 +10,7 @@ from mrpipe.errors import MrpipeError
 from mrpipe.store.reader import open_store
 
 # Columns of an output that is not a terminal.
-WIDTH = 120
+WIDTH = 160
 
 
 def print_summary(results: Path, reports: Collection[Path] | None = None) -> None:

@@ -68,8 +68,6 @@ BEGUN = []
 def begin(log):
     """Report progress, and continue with the other cells of a suite if one fails."""
     asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
-    if not (asked or OUTPUT):
-        return
     needed = {job.jobid: job for job in INTERNALS.jobs_to_run() if not job.is_norun}
     cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked and job.jobid in needed}
     jobs = {job_id: PlannedStep(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
