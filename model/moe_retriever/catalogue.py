@@ -43,7 +43,7 @@ def catalogue() -> list[MethodEntry]:
     """All methods, sorted by name, from the class attributes `name`, `summary` and `paper`."""
     entries = []
     for name in names():
-        texts = _texts_of(name)
+        texts = texts_of(name)
         entries.append(MethodEntry(name, str(texts.get("summary", "")), str(texts.get("paper", ""))))
     return entries
 
@@ -52,17 +52,18 @@ def catalogue() -> list[MethodEntry]:
 def method_title(label: str) -> str:
     """A method, or a label that begins with one (`dymo [select=none]`), with its displayed name."""
     name, space, rest = label.partition(" ")
-    title = _texts_of(name).get("title") if name in names() else None
-    return f"{title or name.replace('_', ' ')}{space}{rest}"
+    return f"{texts_of(name).get('title') or name.replace('_', ' ')}{space}{rest}"
 
 
 def gradient_steps(name: str) -> bool:
     """Whether a method is trained with gradient steps: unless its own class has `gradient = False`."""
-    return bool(_texts_of(name).get("gradient", True))
+    return bool(texts_of(name).get("gradient", True))
 
 
-def _texts_of(name: str) -> dict[str, str | bool]:
-    """Class attributes that are texts or Booleans of a method's class."""
+def texts_of(name: str) -> dict[str, str | bool]:
+    """Class attributes that are texts or Booleans of a method's class; none if there is no such method."""
+    if name not in names():
+        return {}
     if name in own_names():
         path = METHODS / f"{name}.py"
     else:

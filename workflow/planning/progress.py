@@ -35,7 +35,8 @@ class PlannedStep:
 
     def __str__(self) -> str:
         part = str(int(self.wildcards.get("part", 0)) + 1)
-        values = {**self.wildcards, "part": part, "method": re.sub(r"(-[0-9a-f]{8})?(-tuned\d+)?$", "", self._get("method"))}
+        method = re.sub(r"(-[0-9a-f]{8})?(-tuned\d+)?$", "", self._get("method"))
+        values = {**self.wildcards, "part": part, "method": method}
         text = TEXTS.get(self.rule, self.rule.replace("_", " ")).format_map(values)
         place = self._get("dataset", "experiment", "suite")
         return f"{place}: {text}" if place else text

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moe_retriever.catalogue import texts_of
 from mrpipe.errors import UsageError
 
 _KNOWN = Path(__file__).resolve().parent / "references.json"
@@ -46,15 +47,10 @@ class About:
 @cache
 def about(name: str) -> About:
     """Description of a method by name; summaries of controls end in "(control)"."""
-    # The methods load torch, which a page without runs does not need.
-    from moe_retriever.methods import get
-
-    try:
-        method = get(name)
-    except UsageError:
-        return About(name)
-    control = method.summary.endswith("(control)")
-    return About(name, method.summary.removesuffix("(control)").strip(), method.citation, control)
+    texts = {key: str(text) for key, text in texts_of(name).items()}
+    summary = texts.get("summary", "")
+    short = summary.removesuffix("(control)").strip()
+    return About(name, short, texts.get("citation", ""), summary.endswith("(control)"))
 
 
 def changed_options(config: dict[str, Any]) -> dict[str, Any]:
