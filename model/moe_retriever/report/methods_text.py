@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from moe_retriever.catalogue import about
 from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.evaluation.run_folders import with_hidden
 from moe_retriever.report.methods_data import (
@@ -21,7 +22,7 @@ from moe_retriever.report.methods_data import (
     store_sentences,
     transform_sentences,
 )
-from moe_retriever.report.references import Bibliography, about, changed_options
+from moe_retriever.report.references import Bibliography, changed_options
 from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, method_title, published_rows, task_title
@@ -120,7 +121,7 @@ def _methods(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     for name, used in presets.items():
         known = about(name)
         preset = f"preset{'s' * (len(used) > 1)} {listed(sorted(used))}"
-        said = f"({preset}): {known.summary}".removesuffix(": ")
+        said = f"({preset}): {known.summary.removesuffix('(control)').strip()}".removesuffix(": ")
         (controls if known.control else compared).append(f"{method_title(name)}{cited.cite(known.citation)} {said}")
     text = f"The following methods were compared: {'; '.join(compared)}." if compared else ""
     return f"{text} The controls were {'; '.join(controls)}.".strip() if controls else text

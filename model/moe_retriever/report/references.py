@@ -1,4 +1,4 @@
-"""Citations, numbered in order of appearance, and descriptions of methods."""
+"""Citations, numbered in order of appearance, and options that differ from presets."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moe_retriever.catalogue import texts_of
 from mrpipe.errors import UsageError
 
 _KNOWN = Path(__file__).resolve().parent / "references.json"
@@ -32,25 +31,6 @@ class Bibliography:
                 self.entries.append(text)
             numbers.append(self.entries.index(text) + 1)
         return f" [{', '.join(map(str, sorted(set(numbers))))}]" if numbers else ""
-
-
-@dataclass(frozen=True)
-class About:
-    """Description of a method; empty if no method has this name any more."""
-
-    name: str
-    summary: str = ""
-    citation: str = ""
-    control: bool = False
-
-
-@cache
-def about(name: str) -> About:
-    """Description of a method by name; summaries of controls end in "(control)"."""
-    texts = {key: str(text) for key, text in texts_of(name).items()}
-    summary = texts.get("summary", "")
-    short = summary.removesuffix("(control)").strip()
-    return About(name, short, texts.get("citation", ""), summary.endswith("(control)"))
 
 
 def changed_options(config: dict[str, Any]) -> dict[str, Any]:
