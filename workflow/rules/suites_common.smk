@@ -104,4 +104,3 @@ def end_suites():
         for job in INTERNALS.jobs("suite_report") if unfinished else ():
             there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
             run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
-
