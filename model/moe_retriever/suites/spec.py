@@ -42,6 +42,7 @@ class SuiteColumn:
             test split with the mask of the training.
         task, scheme: None for the store's default.
         transforms: transform options that differ from their defaults.
+        joined: name of the row → seed → folder of one of the user's own runs.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class SuiteColumn:
     task: str | None = None
     scheme: str | None = None
     transforms: Mapping[str, Any] = field(default_factory=dict)
+    joined: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @property
     def p(self) -> float | None:
@@ -89,11 +91,13 @@ class SuiteColumn:
         return ", ".join(parts)
 
     def runs(self) -> Iterator[tuple[str, int, str]]:
-        """(row, seed, folder of the evaluation relative to the folder of all runs)."""
+        """(row, seed, folder of the evaluation relative to the folder of all runs; absolute for joined runs)."""
         test = f"/tests/{self.test['name']}" if self.test else ""
         for row, (label, seeds) in self.cells.items():
             for seed in seeds:
                 yield row, seed, f"{self.experiment}/{label}/seed{seed}{test}"
+        for row, folders in self.joined.items():
+            yield from ((row, seed, folder) for seed, folder in folders.items())
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class SuiteSpec:
         missing: modality that the samples of an embedding figure lack.
         trials: numbers of trials of the hyper-parameter searches.
         unfinished: folders of runs to ignore even if they contain results.
-        notes: blocks that are omitted.
+        notes: blocks that are omitted, and runs that could not be joined.
     """
 
     name: str

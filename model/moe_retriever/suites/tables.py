@@ -19,6 +19,7 @@ from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, read_metrics, tested, with_hidden
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
 from moe_retriever.suites.answer import MOST, Compared, answer_markdown, sentences
+from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
 from moe_retriever.suites.ranks import rank_table
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, with_sd, write
@@ -237,7 +238,7 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
         digits = [2 if METRIC[m].percent else d for (_, _, m), d in zip(mine, digits, strict=True)]
     for row in suite.every_row:
         found = [cells.get((n, row.name, m)) for n, _, m in mine]
-        asked = [row.name in f.column.cells or bool(f.column.absent) for _, f, _ in mine]
+        asked = [row.name in {*f.column.cells, *f.column.joined} or bool(f.column.absent) for _, f, _ in mine]
         if any(asked) if row.name != BEST else any(found):
             ours = [_ours(c, f, row, d) for c, (_, f, _), d in zip(found, mine, digits, strict=True)]
             lines.append(Line("control" if row.control else "method", row.name, tuple(ours)))
@@ -388,10 +389,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `mrpipe suite-tables`."""
     add_suite_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
+    help = "folders of your own runs; those with the same data and masks become rows"
+    parser.add_argument("--join", type=Path, nargs="+", default=[], metavar="FOLDER", help=help)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run `mrpipe suite-tables`."""
-    page = write_tables(read_suite(args.suite), args.runs, args.out)
+    page = write_tables(joined(read_suite(args.suite), args.runs, args.join), args.runs, args.out)
     missing = f", {len(page.faults)} cells not finished" if page.faults else ""
     print(f"{args.out / 'table.md'}: {len(page.overview) + len(page.details)} tables{missing}")

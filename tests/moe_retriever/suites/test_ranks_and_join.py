@@ -1,10 +1,11 @@
-"""Ranks of methods over the columns of a suite."""
+"""Ranks of methods over the columns of a suite, and rows for the user's own runs."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -62,6 +63,16 @@ def test_wins_and_losses_are_differences_that_hold(metric: str, expected: tuple[
     assert rank_frame(frame, metric).select("wins", "ties", "losses").row(0) == expected
 
 
+PROTOCOL = {"name": "p50", "patterns": False, "store_id": "one", "mask_sha256": "p50"}
+
+
+def write_own(folder: Path, mask: int, quality: float, **changes: Any) -> None:
+    """A finished run with a mask hash."""
+    made.write_run(folder, "muse", mask, quality)
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_sha256": f"mask{mask}"} | changes))
+
+
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
     """A suite of two stores with two methods and two seeds."""
@@ -70,7 +81,7 @@ def suite(tmp_path: Path) -> Path:
         for method, quality in (("moe_retriever", 0.7), ("majority", 0.5)):
             for seed in (0, 1):
                 folder = tmp_path / "runs" / name / method / f"seed{seed}"
-                made.write_run(folder, "muse", seed, quality + 0.02 * seed)
+                write_own(folder, seed, quality + 0.02 * seed, store_id=name)
         cells = {"MoE-Retriever": ["moe_retriever", [0, 1]], "majority class": ["majority", [0, 1]]}
         columns.append(made.column(["text", "audio"], cells) | {"experiment": name, "store": f"stores/{name}"})
     notes = ["mosi: omitted, because the configuration has no export of this name."]
@@ -78,10 +89,13 @@ def suite(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def render(folder: Path) -> str:
-    """table.md of the suite."""
+def render(folder: Path, *own: Path) -> str:
+    """table.md with the user's runs."""
     flags = ["--suite", str(folder / "suite.json"), "--runs", str(folder / "runs"), "--out", str(folder / "out")]
-    suite_tables.run(command_parser("suite-tables", suite_tables).parse_args(flags))
+    parsed = command_parser("suite-tables", suite_tables).parse_args(
+        [*flags, *(["--join", *map(str, own)] if own else [])]
+    )
+    suite_tables.run(parsed)
     return (folder / "out/table.md").read_text()
 
 
@@ -94,3 +108,45 @@ def test_the_page_of_several_stores_opens_with_the_ranks(suite: Path) -> None:
     assert "* mosi: omitted, because" in text
     assert "Mean rank" in (suite / "out/table.html").read_text()
     assert "Mean rank" in (suite / "out/table.tex").read_text()
+
+
+def test_own_runs_with_the_same_masks_become_a_row(suite: Path) -> None:
+    for seed in (0, 1):
+        write_own(suite / f"own/better/seed{seed}", seed, 0.9, store_id="one")
+    text = render(suite, suite / "own")
+    assert "| better | 1 | 1.00 | 1–0–0 |" in text
+    frame = pl.read_parquet(suite / "out/scores.parquet").filter(row="better", metric="accuracy")
+    assert frame.select("column", "seeds", "method").rows() == [(0, 2, "muse")]
+    # The difference is that to MoE-Retriever on the same seeds: 0.9 − 0.71.
+    assert frame["difference"][0] == pytest.approx(19, abs=0.5)
+
+
+def test_a_run_of_another_seed_is_compared_with_the_cell_of_the_same_mask(suite: Path) -> None:
+    write_own(suite / "mine", 1, 0.9, store_id="two", seed=7)
+    render(suite, suite / "mine")
+    frame = pl.read_parquet(suite / "out/scores.parquet").filter(row="mine", metric="accuracy")
+    assert frame.select("column", "seeds").rows() == [(1, 1)]
+    assert frame["difference"][0] == pytest.approx(18, abs=0.5)
+
+
+def test_runs_that_do_not_fit_are_listed_with_the_reason(suite: Path) -> None:
+    write_own(suite / "own/split", 0, 0.9, store_id="one", scheme="uniform")
+    write_own(suite / "own/mask", 0, 0.9, store_id="one", mask_sha256="other")
+    write_own(suite / "own/MoE-Retriever/seed0", 0, 0.9, store_id="one")
+    write_own(suite / "own/a/twin/seed0", 0, 0.9, store_id="one")
+    write_own(suite / "own/b/twin/seed0", 0, 0.9, store_id="one")
+    (suite / "empty").mkdir()
+    text = render(suite, suite / "own", suite / "empty")
+    assert "own/split is not shown: no cell has the same scheme." in text
+    assert "own/mask is not shown: no cell has the same mask_sha256." in text
+    assert "own/MoE-Retriever/seed0 is not shown: there is another run of the name 'MoE-Retriever'" in text
+    assert "own/b/twin/seed0 is not shown: there is another run of the name 'twin'" in text
+    assert "empty has no finished runs." in text
+    assert "| twin | 1 |" in text
+
+
+def test_own_evaluations_join_the_columns_of_their_protocol(suite: Path) -> None:
+    """An evaluation under a protocol is not a run of a column without it."""
+    write_own(suite / "own/better/seed0/tests/p50", 0, 0.9, store_id="one", test=PROTOCOL)
+    text = render(suite, suite / "own")
+    assert "better/seed0/tests/p50 is not shown: no cell has the same protocol." in text
