@@ -23,7 +23,7 @@ GROUPS = {
     "From an export to a store": ("fetch", "init", "simulate", "check", "build", "options"),
     "Stores": ("show", "verify", "audit", "mask", "export"),
     "From a store to results": (
-        *("methods", "train", "evaluate", "predict", "search", "analyse", "benchmark", "report"),
+        *("methods", "train", "evaluate", "predict", "search", "analyse", "benchmark", "report", "results"),
     ),
 }
 STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal")

@@ -32,7 +32,15 @@ from tests.faults.toy_files import TRAIN_OPTIONS
 PROJECT = Path(__file__).parents[2]
 # Files that record times, the machine or the process.
 VOLATILE = {"cost.json", "test_cost.json", "log.txt", "provenance.json", "history.parquet", "inputs.json"}
-VOLATILE |= {"trials.parquet", "result.json", "best.json", "model.pt", "page.html", "metrics.json.tmp"}
+VOLATILE |= {
+    "trials.parquet",
+    "result.json",
+    "best.json",
+    "model.pt",
+    "page.html",
+    "results.parquet",
+    "metrics.json.tmp",
+}
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM")
 Commands = Sequence[Sequence[str]]
 
@@ -85,6 +93,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("predict", RUN, [["predict", "--run", "run", "--store", "store", "--out", "predictions.parquet"]]),
     Stage("export", STORE, [["export", "store", "--out", "exported"]]),
     Stage("report", RUN, [["report", "--runs", "run", "--stores", "store", "--out", "page.html"]]),
+    Stage("results", RUN, [["results", "--runs", ".", "--out", "results.parquet"]]),
 )
 STAGE = {stage.name: stage for stage in STAGES}
 

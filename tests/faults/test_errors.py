@@ -58,6 +58,7 @@ RUN = "runs/toy/majority/seed0"
 VERBS = {
     "evaluate": ["--run", RUN, "--store", "store", "--mask", "mask.parquet", "--name", "again"],
     "report": ["--stores", "store", "--runs", RUN, "--out", "page"],
+    "results": ["--runs", "runs", "--out", "all.parquet"],
     "train": ["--store", "store", "--method", "majority", "--out", "new", "--mask", "mask.parquet", "--quiet"],
     "suite-tables": ["--suite", "suite.json", "--runs", "runs", "--out", "table"],
     "search": ["--store", "store", "--method", "majority", "--out", "s", "--space", "space.yaml"],
@@ -69,6 +70,9 @@ INPUTS = [
     ("report", f"{RUN}/config.json"),
     ("report", f"{RUN}/cost.json"),
     ("report", f"{RUN}/metrics.csv"),
+    ("results", f"{RUN}/metrics.json"),
+    ("results", f"{RUN}/config.json"),
+    ("results", f"{RUN}/metrics.csv"),
     ("suite-tables", "suite.json"),
     ("search", "space.yaml"),
 ]

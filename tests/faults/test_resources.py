@@ -40,8 +40,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "--run", "FOLDER/run", "--store", "FOLDER/store", "--out", "OUT"),
     "export": ("export", "FOLDER/store", "--out", "OUT"),
     "report": ("report", "--runs", "FOLDER/run", "--stores", "FOLDER/store", "--out", "OUT"),
+    "results": ("results", "--runs", "FOLDER", "--out", "OUT"),
 }
-FILES = ("mask", "predict", "report")
+FILES = ("mask", "predict", "report", "results")
 # The file that a finished command has written.
 WHOLE = {"build": "manifest.json", "train": "metrics.json", "search": "best.json"}
 

@@ -72,6 +72,8 @@ def test_failed_cell_is_reported_with_the_tail_of_its_log_and_the_others_finish(
     assert re.search(r"\| MoE-Retriever \| \**\d", text)
     assert "simulated export" in text
     assert "not finished" in (folder / "results/suites/mine/report/index.html").read_text()
+    results = pl.read_parquet(folder / "results/results.parquet")
+    assert set(results["method"]) == finished
 
 
 def test_repaired_suite_runs_only_the_missing_cell(snakemake: Any, failed: Any) -> None:
@@ -91,6 +93,7 @@ def test_repaired_suite_runs_only_the_missing_cell(snakemake: Any, failed: Any) 
     assert 'class="banner simulated"' in page
     assert "methods were compared" in page
     assert "not finished" not in page
+    assert pl.read_parquet(folder / "results/results.parquet")["run"].n_unique() == 3
     assert snakemake("mine", "-n", folder=folder, config=CONFIG).idle
 
 
@@ -178,6 +181,9 @@ def test_paper_suite_runs_at_smoke_size(snakemake: Any, tmp_path: Path) -> None:
     for figure, pictures in (("figure3", 3), ("figure4", 2), ("figure5", 1), ("figure6", 1)):
         assert len(list((folder / figure).glob("*.svg"))) == len(list((folder / figure).glob("*.png"))) == pictures
         assert "Not finished" not in (folder / figure / "table.md").read_text()
+    results = pl.read_parquet(tmp_path / "results/results.parquet")
+    assert results["run"].n_unique() == len(list(tmp_path.glob("results/runs/*/*/seed0/metrics.json")))
+    assert set(results["dataset"]) == {"adni", "mimic", "enrico", "mosi"}
     assert snakemake("paper", "-n", "--config", "size=smoke", folder=tmp_path).idle
 
 

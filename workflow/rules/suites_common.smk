@@ -81,7 +81,7 @@ def begin(log):
 
 
 def end_suites():
-    """Render suites from their finished cells."""
+    """Render suites from their finished cells, and collect all scores in one file."""
     from mrpipe.store.parquet import write_text
 
     def run_model(arguments):
@@ -104,3 +104,4 @@ def end_suites():
         for job in INTERNALS.jobs("suite_report") if unfinished else ():
             there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
             run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
+        run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])

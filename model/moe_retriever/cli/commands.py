@@ -365,5 +365,7 @@ _RENDERED = output_folder("tables or figures of a suite", "suite.json table.* fi
 # Pages in one folder share their table and figures.
 _PAGE = output_file("stores", lock=lambda page: page.parent / "figures")
 report = _of_module("moe_retriever.report.page", "render stores and runs as one HTML page", _PAGE, step=False)
+_runs = "moe_retriever.evaluation.run_folders"
+results = _of_module(_runs, "collect the metrics of all runs in one table", output_file(), step=False)
 suite_tables = _of_module("moe_retriever.suites.tables", "render the tables of a suite", _RENDERED)
 suite_figures = _of_module("moe_retriever.suites.figures", "render the figures of a suite", _RENDERED)

@@ -1,5 +1,7 @@
-"""Reading the folders of finished runs: metrics, scores and predictions."""
+"""Scores of all finished runs in one tidy table, and the predictions of single runs for comparisons."""
 
+import argparse
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,16 @@ from mrpipe.errors import DataError, Fault
 from mrpipe.experiment.missingness import ALL
 from mrpipe.experiment.truth import ANY
 from mrpipe.reading import RUN_AGAIN, read_frame, read_json, reading
+from mrpipe.store.masks import combination_name
+from mrpipe.store.parquet import write_frame
 
+# The configuration is a long text, identical in all rows of a run; a categorical column stores it once.
+_TEXTS = ("run", "dataset", "store_id", "origin", "task", "scheme", "modalities", "test", "mechanism")
+SCHEMA = pl.Schema(
+    {**dict.fromkeys(_TEXTS, pl.String), "p": pl.Float64, "hidden": pl.Float64}
+    | {"method": pl.String, "preset": pl.String, "seed": pl.Int64}
+    | {**SCORE_COLUMNS, "code_hash": pl.String, "config": pl.Categorical()}
+)
 # Keys of metrics.json that all readers of runs use.
 NEEDED = ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed", "mask", "modalities")
 
@@ -34,6 +45,37 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return read_json(run / "metrics.json", "the metrics of an evaluated run", keys=(*NEEDED, "training"))
 
 
+def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
+    """One row per evaluation of a run, group of samples and metric; see `SCHEMA`.
+
+    `run` is the folder relative to `root`; `by` and `group` define the samples as in metrics.csv; `low` and `high` are
+    the run's bootstrap interval; `mechanism` and `p` describe the simulated missingness of the training (null if there
+    is none; p also if it differs by modality); `test` is the name of the evaluation's protocol; `hidden` is the
+    realised rate of the evaluated samples; `config` is the content of config.json.
+    """
+    frames = [SCHEMA.to_frame()]
+    for folder in runs:
+        said = read_metrics(folder)
+        test = said.get("test")
+        run = folder.parents[1] if test else folder
+        config = read_json(run / "config.json", keys=("common",))
+        mask = said["mask"] or {}
+        known = {
+            **{k: said[k] for k in ("dataset", "store_id", "origin", "task", "scheme", "method", "preset", "seed")},
+            "run": run.relative_to(root).as_posix(),
+            "modalities": combination_name(said["modalities"]),
+            "mechanism": mask.get("mechanism"),
+            "p": None if isinstance(mask.get("p"), dict) else mask.get("p"),
+            "test": test["name"] if test else "",
+            "hidden": hidden_rate(test or said),
+            "code_hash": said["training"]["code_hash"],
+            "config": json.dumps(config, sort_keys=True),
+        }
+        scores = read_scores(folder).with_columns(pl.lit(value).alias(name) for name, value in known.items())
+        frames.append(scores.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()))
+    return pl.concat(frames)
+
+
 def read_scores(run: Path) -> pl.DataFrame:
     """Content of the metrics.csv of a run or of its evaluation under a protocol; damage is a DataError."""
     path = run / "metrics.csv"
@@ -42,6 +84,14 @@ def read_scores(run: Path) -> pl.DataFrame:
             raise ValueError("the last line is cut short")
         frame = pl.read_csv(data, schema_overrides={"group": pl.String}, infer_schema_length=None)
         return frame.select(pl.col(name).cast(dtype) for name, dtype in SCORE_COLUMNS.items())
+
+
+def write_results(root: Path, out: Path) -> pl.DataFrame:
+    """Write the table of all evaluations of runs below `root`, in order of their folders."""
+    found = sorted([*root.glob("*/*/seed*/metrics.json"), *root.glob("*/*/seed*/tests/*/metrics.json")])
+    frame = results_frame((p.parent for p in found), root)
+    write_frame(out, frame)
+    return frame
 
 
 def hidden_rate(content: Mapping[str, Any]) -> float | None:
@@ -109,3 +159,15 @@ def _predicted(frame: pl.DataFrame) -> Predicted:
     label = frame["label"].replace_strict(number, return_dtype=pl.Int64).to_numpy()
     probability = frame.select(f"p_{c}" for c in classes).to_numpy()
     return Predicted(label, probability, subject)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `mrpipe results`."""
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run `mrpipe results`."""
+    frame = write_results(args.runs, args.out)
+    print(f"{args.out}: {frame['run'].n_unique()} runs, {len(frame)} scores")

@@ -260,6 +260,11 @@ TARGETS: tuple[Target, ...] = (
         lambda f, s: verb("predict", "--run", f / "runs/run", "--store", f / "store", "--out", s / "p.parquet"),
     ),
     _own("own/run report", "runs/run/*.*[nt]", _report, cost=8),
+    _own(
+        "own/run results",
+        "runs/run/*.json",
+        lambda f, s: verb("results", "--runs", f / "runs", "--out", s / "r.parquet"),
+    ),
     _own("own/search", "search/best.json", lambda f, s: _train(f, s, "--options", f / "search" / "best.json")),
     _own(
         "own/space",

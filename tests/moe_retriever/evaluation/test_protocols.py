@@ -156,12 +156,15 @@ def test_protocol_is_the_name_of_a_folder(
     assert (run / "metrics.json").read_bytes() == before
 
 
-def test_metrics_of_a_protocol_have_its_realised_rate(run: Path, store: Store) -> None:
+def test_results_have_a_row_per_protocol_with_the_realised_rates(run: Path, store: Store, tmp_path: Path) -> None:
     assert call("evaluate", "--run", run, "--store", store.path, "--name", "observed") == 0
-    trained, observed = (run_folders.read_metrics(folder) for folder in (run, run / "tests/observed"))
-    assert run_folders.hidden_rate(trained) == read_realised(run / "mask.parquet")[ALL] > 0.05
-    assert run_folders.hidden_rate(observed["test"]) is None
-    assert len(run_folders.read_scores(run / "tests/observed").filter(by="all", metric="accuracy")) == 1
+    root = run.parents[2]
+    frame = run_folders.write_results(root, tmp_path / "results.parquet").filter(by="all", metric="accuracy")
+    assert {"", "observed"} <= set(frame["test"])
+    assert frame["run"].unique().to_list() == ["experiment/label/seed0"]
+    rates = dict(frame.select("test", "hidden").iter_rows())
+    assert rates[""] == read_realised(run / "mask.parquet")[ALL] > 0.05
+    assert rates["observed"] is None
     assert call("train", "--store", store.path, "--out", run, "--mask", run.parent / "p30.parquet", "--quiet",
                 "--modalities", *VIEW, "--overwrite", "--no-test", "--set", *OPTIONS.split()) == 0  # fmt: skip
     assert not list((run / "tests").glob("*/*"))

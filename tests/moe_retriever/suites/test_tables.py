@@ -15,7 +15,7 @@ import pytest
 
 from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.evaluation.intervals import Estimate
-from moe_retriever.evaluation.run_folders import best_possible
+from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
 from moe_retriever.metrics import METRIC
 from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, html, latex, markdown
@@ -411,6 +411,20 @@ def test_rendering_escapes_special_characters() -> None:
     assert "a|b &amp; &lt;c&gt; 5 % _x_" in html(page)
 
 
+def test_the_results_are_tidy_and_complete(made: Any) -> None:
+    _, folder = made()
+    frame = write_results(folder / "runs", folder / "results.parquet")
+    assert pl.read_parquet(folder / "results.parquet").equals(frame)
+    assert frame.schema == SCHEMA
+    assert frame["run"].n_unique() == 8
+    keys = ["run", "by", "group", "metric"]
+    assert frame.select(keys).is_duplicated().sum() == 0
+    assert set(frame["group"]) == {"all", "text", "text+audio", "1", "2"}
+    assert frame["code_hash"].unique().to_list() == ["c0de"]
+    assert json.loads(frame["config"][0])["common"] == {"lr": 0.1}
+    assert frame.select("mechanism", "p").unique().rows() == [("mcar", 0.3)]
+
+
 def test_datasets_that_are_not_in_the_paper_are_named_after_their_store() -> None:
     other = column(["text", "audio"], {}) | {"dataset": "tables", "store": "results/stores/icu"}
     paper, own = parse_suite(said_of([column(["text", "audio"], {}), other])).columns
@@ -466,3 +480,5 @@ def test_captions_and_headers_with_p_have_the_realised_rate_of_the_runs(made: An
     text = "".join((folder / f"table.{kind}").read_text() for kind in ("md", "tex", "html"))
     assert set(re.findall(r"A\+T, p = 0.3 (.*?)(?: hidden|<)", text)) == {"(23 %", r"(23 \%"}
     assert pl.read_parquet(folder / "scores.parquet")["hidden"].drop_nulls().unique().to_list() == pytest.approx([0.23])
+    results = write_results(folder / "runs", folder / "results.parquet")
+    assert sorted(results["hidden"].unique()) == pytest.approx([0.22, 0.23, 0.24])
