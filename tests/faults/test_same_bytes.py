@@ -38,7 +38,7 @@ def test_a_run_has_the_same_bytes_in_every_process_and_on_any_number_of_cores(st
         {str(file.relative_to(tmp_path / run)): file.read_bytes() for file in (tmp_path / run).rglob("*")}
         for run in ("a", "b")
     )
-    assert {"model.pt", "metrics.json", "predictions.parquet", "history.parquet", "config.json"} < set(first)
+    assert {"model.pt", "metrics.json", "predictions.parquet", "curves.svg", "config.json"} < set(first)
     assert {name for name in first | second if first.get(name) != second.get(name)} == TIMES
     assert json.loads(first["config.json"])["threads"] == 1
     # Another number of threads is another setting of the run, as its last digits may differ.

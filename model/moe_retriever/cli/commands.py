@@ -100,6 +100,9 @@ def _train(arguments: argparse.Namespace) -> None:
     job = _job(arguments, _train_config(arguments), device)
     if not run_training(job):
         print(f"{arguments.out} already contains this run (same options, data and code)")
+    from moe_retriever.plots.curves import write_curves
+
+    write_curves(arguments.out)
     if not arguments.no_test:
         from moe_retriever.evaluation.evaluate import evaluate_run
 

@@ -352,7 +352,15 @@ def test_help_lists_the_registered_methods_without_importing_torch(
     assert done.stdout.endswith("\nFalse\n")
 
 
-def test_learning_curves_mark_the_selected_epoch(run: Path) -> None:
+def test_learning_curves_mark_the_selected_epoch(run: Path, store: Store, mask_file: Path, tmp_path: Path) -> None:
+    first = (run / "curves.svg").read_bytes()
+    assert first.startswith(b"<?xml")
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # A finished run is not trained again, but its derived files are restored identically.
+    (run / "curves.svg").unlink()
+    arguments = ("--store", store.path, "--out", run, "--mask", mask_file, "--quiet", "--set", *OPTIONS)
+    assert call("train", *arguments) == 0
+    assert (run / "curves.svg").read_bytes() == first
     history = pl.read_parquet(run / "history.parquet")
     figure = learning_curves({"a": history.with_columns(best=pl.col("epoch") == 1, val_score=pl.lit(0.25))}, score="x")
     dots = figure.axes[1].collections[0].get_offsets()
