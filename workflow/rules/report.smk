@@ -43,12 +43,13 @@ rule report_page:
         cells=lambda wildcards: path("<results>/runs"),
         suites_state=rendered_state,
         quality=lambda wildcards: [f"{name}={path(folder)}" for name, folder in QUALITY.items()],
+        benchmarks=path("<benchmarks>"),
         code=code_of("moe_retriever.report"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe report --runs {params.runs:q}"
         " --stores {params.stores:q} --suites {params.suites:q} --cells {params.cells:q}"
         " --searches {params.searches:q} --qc {params.quality:q}"
-        " --out {output.page:q} > {log} 2>&1"
+        " --benchmarks {params.benchmarks:q} --out {output.page:q} > {log} 2>&1"
 
 
 rule suite_report:

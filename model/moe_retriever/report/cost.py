@@ -30,24 +30,3 @@ def of_experiment(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 def _device(run: ReportedRun) -> str:
     threads = run.cost.get("threads")
     return f"{str(run.cost['device']).replace('cpu', 'CPU')}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def show_seconds(seconds: float | None) -> str:
-    """Format a duration: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds is None:
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def show_megabytes(megabytes: float | None) -> str:
-    """Format a size: `512 MB`, `2.3 GB`."""
-    if megabytes is None:
-        return "–"
-    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"

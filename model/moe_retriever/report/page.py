@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from moe_retriever.catalogue import about
 from moe_retriever.config import parse_threshold
 from moe_retriever.plots.clinical import FIGURES
-from moe_retriever.report import cautions, cost
+from moe_retriever.report import benchmarks, cautions, cost
 from moe_retriever.report.answers import compare
 from moe_retriever.report.clinical import describe_clinical
 from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
@@ -54,6 +54,7 @@ class Inputs:
         suites: folders of rendered suites (`table.html`, figures).
         cells: folder of all runs, which contains the cells of the suites; the methods text covers these cells, too.
         searches: best.json files or folders with such files; used if a run of the page has the same method and store.
+        benchmarks: folder of the workflow's benchmark files.
         thresholds: further rules of decision thresholds, as `decision_threshold`, in experiments with two classes.
         quality: name of a store's folder → folder of its quality control (`qc.parquet`, `contact_sheet.png`).
     """
@@ -63,6 +64,7 @@ class Inputs:
     suites: Sequence[Path] = ()
     cells: Path | None = None
     searches: Sequence[Path] = ()
+    benchmarks: Path | None = None
     thresholds: Sequence[str] = ()
     quality: dict[str, Path] | None = None
 
@@ -114,6 +116,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     described = [describe_store(s, figures) | {"quality": describe_quality(quality_folder(s, quality))} for s in stores]
     described = [store | {"cautions": cautions.of_store(store)} for store in described]
     of_suites = Counter(c.text for of in by_experiment(cells).values() for c in cautions.of_experiment(of))
+    jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
     costs = [
         {"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
@@ -134,6 +137,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         n_settings=len(settings),
         methods=_with_links(methods_text([*runs, *cells], stores, searches)),
         costs=costs,
+        jobs=jobs,
         sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
     # Regions that scroll can be reached by keyboard, also those of embedded suites.
@@ -180,7 +184,7 @@ def _template(name: str) -> Template:
     loader = DictLoader({name: (HERE / name).read_text(encoding="utf-8") for name in TEMPLATES})
     environment = Environment(loader=loader, autoescape=name.endswith("html"), trim_blocks=True, lstrip_blocks=True)
     environment.undefined = StrictUndefined
-    environment.filters |= {"seconds": cost.show_seconds, "megabytes": cost.show_megabytes}
+    environment.filters |= {"seconds": benchmarks.show_seconds, "megabytes": benchmarks.show_megabytes}
     environment.filters |= {"percent": _percent, "number": _number, "method": method_title, "markdown": markdown_text}
     return environment.get_template(name)
 
@@ -262,6 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suites", **folders, metavar="DIR", help="folders of rendered suites")
     parser.add_argument("--cells", type=Path, metavar="DIR", help="folder of all runs, with the cells of the suites")
     parser.add_argument("--searches", **folders, metavar="PATH", help="best.json files of searches, or their folders")
+    parser.add_argument("--benchmarks", type=Path, metavar="DIR", help="the workflow's benchmark files (*.jsonl)")
     quality = "folder with the quality control of a store (default: the one next to the store)"
     parser.add_argument("--qc", nargs="*", default=[], metavar="STORE=DIR", help=quality)
     threshold = "further decision thresholds of two classes: a probability, sensitivity=0.95 or specificity=0.95"
@@ -277,7 +282,8 @@ def run(args: argparse.Namespace) -> None:
     wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
     if wrong:
         raise UsageError(f"--qc expects STORE=DIR, got {wrong[0]!r}")
-    given: dict[str, Any] = {name: getattr(args, name) for name in ("runs", "stores", "suites", "cells", "searches")}
+    names = ("runs", "stores", "suites", "cells", "searches", "benchmarks")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
     quality = {name: Path(folder) for name, _, folder in pairs}
     rules = [rule for rule in args.threshold if parse_threshold(rule)]
     inputs = Inputs(**given, thresholds=rules, quality=quality)

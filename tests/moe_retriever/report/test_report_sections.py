@@ -1,8 +1,9 @@
-"""Single sections of the report: dictionary, methods text, warnings, quality control."""
+"""Single sections of the report: dictionary, jobs, methods text, warnings, quality control."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from moe_retriever.metrics import METRIC
-from moe_retriever.report import cautions
-from moe_retriever.report.cost import show_seconds
+from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
 from moe_retriever.report.experiments import _cell, _digits
 from moe_retriever.report.methods_text import methods_text
@@ -96,11 +96,54 @@ def test_a_large_dictionary_is_truncated() -> None:
     assert len(entry["rows"]) == MAX_ROWS < entry["n_rows"] == 20_000
 
 
+# Jobs.
+
+
+def test_jobs_are_named_by_rule_and_wildcards(tmp_path: Path) -> None:
+    files = {
+        "mosi/ingest_text": ("ingest", "mosi text"),
+        "mosi/seal": ("seal", "mosi"),
+        "adni/prepare_image_3-of-20": ("prepare", "adni image_3-of-20"),
+        "mosi/moe_retriever_seed2_train": ("train", "mosi moe_retriever seed 2"),
+        "suites/table2_tables": ("tables", "suites table2"),
+        "adni/image_qc": ("image_qc", "adni"),
+        "report": ("report", "report"),
+    }
+    for name in files:
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"s": 2.0, "max_rss": 50.0, "cpu_time": 1.0}) + "\n")
+    found = benchmarks.read_benchmarks(tmp_path)
+    assert set(found.select("rule", "job").rows()) == set(files.values())
+
+
+def test_job_totals_and_slowest_jobs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    seconds = {f"mosi/ingest_m{i}": float(s) for i, s in enumerate(rng.uniform(1, 9, 40).round(2))}
+    seconds |= {f"mosi/split_s{i}": float(s) for i, s in enumerate(rng.uniform(1, 9, 5).round(2))}
+    (tmp_path / "mosi").mkdir()
+    for name, value in seconds.items():
+        lines = [{"s": 99.0, "max_rss": 9.0, "cpu_time": 9.0}, {"s": value, "max_rss": "NA", "cpu_time": value / 2}]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "mosi" / "seal.jsonl").write_text("")
+    said = benchmarks.summarise(benchmarks.read_benchmarks(tmp_path))
+    assert said
+    assert said["n"] == 45
+    assert said["seconds"] == pytest.approx(sum(seconds.values()))
+    assert said["peak_mb"] is None
+    slowest = max((n for n in seconds if "ingest" in n), key=lambda n: seconds[n])
+    (ingest,) = [r for r in said["rules"] if r["rule"] == "ingest"]
+    assert ingest["slowest"] == f"mosi {slowest.split('_')[1]}"
+    assert ingest["n"] == 40
+    assert len(said["slowest"]) == benchmarks.SLOWEST
+    assert benchmarks.summarise(benchmarks.read_benchmarks(tmp_path / "nowhere")) is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(None, "–"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
 def test_durations_are_formatted(seconds: float | None, shown: str) -> None:
-    assert show_seconds(seconds) == shown
+    assert benchmarks.show_seconds(seconds) == shown
 
 
 # Methods text.
