@@ -2,11 +2,11 @@
 
 import polars as pl
 
-from mrpipe.cli.output import print_table
 from mrpipe.privacy import printable
 from mrpipe.schema import flow_lines
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
+from mrpipe.terminal import print_table
 
 
 def show(store: Store) -> None:

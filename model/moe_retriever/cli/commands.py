@@ -17,9 +17,9 @@ from typing import Any
 from moe_retriever.catalogue import help_text, names
 from moe_retriever.cli import arguments as arguments_of
 from mrpipe.cli.command import Command
-from mrpipe.cli.output import print_table
 from mrpipe.errors import UsageError
 from mrpipe.locks import Claim, output_file, output_folder, writing
+from mrpipe.terminal import print_table
 
 
 def _machine(arguments: argparse.Namespace) -> str:

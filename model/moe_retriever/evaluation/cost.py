@@ -26,11 +26,11 @@ from moe_retriever.methods.base import Method
 from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_freed_memory
 from moe_retriever.training.loop import batches, make_optimiser, train_step
 from moe_retriever.training.predict import predict
-from mrpipe.cli.output import print_table
 from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import ALL, read_realised
 from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
+from mrpipe.terminal import print_table
 from mrpipe.transforms.options import TransformOptions
 
 

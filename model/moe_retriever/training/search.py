@@ -34,10 +34,10 @@ from moe_retriever.training.search_result import SearchData, SearchResult
 from moe_retriever.training.selection import DivergedError
 from mrpipe import keyed
 from mrpipe.budget import MAX_YAML, load_yaml, read_small
-from mrpipe.cli.output import print_table
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.reading import read_frame, read_json, reading
 from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.terminal import print_table
 
 COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
     "lr": (1e-4, 3e-4, 1e-3),
