@@ -42,7 +42,6 @@ localrules:
     # These take seconds and run where Snakemake was started, so that errors are reported before any job is queued.
     settings,
     suite_settings,
-    compare,
 
 
 rule all:
@@ -73,8 +72,5 @@ onsuccess:
 onerror:
     end_suites()
     place = log if isinstance(log, str) else " ".join(log)
-    if OUTPUT and BEGUN:
-        sys.stderr.write(f"{BEGUN[0][-1].ending(place)}\n")
-    else:
-        sys.stderr.write(f"The run failed. Failed jobs and their logs are listed above; log of this run: {place}\n")
-        sys.stderr.write("If it was interrupted, run the same command again to continue.\n")
+    for _, steps in BEGUN:
+        sys.stderr.write(f"{steps.ending(place)}\n")

@@ -18,10 +18,11 @@ _PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 def entry_points(group: str) -> dict[str, EntryPoint]:
     """Entry points of a group by name, sorted; nothing is imported.
 
-    In a checkout, the project's entry points are read from pyproject.toml, so that no installation is needed.
+    In a checkout, the project's entry points are read from pyproject.toml, not from an older installation of it.
     """
-    found = {e.name: e for e in installed(group=group)}
-    if _PYPROJECT.is_file():
+    checkout = _PYPROJECT.is_file()
+    found = {e.name: e for e in installed(group=group) if not (checkout and e.dist and e.dist.name == "mrpipe")}
+    if checkout:
         declared = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"].get("entry-points", {})
         found |= {name: EntryPoint(name, value, group) for name, value in declared.get(group, {}).items()}
     return dict(sorted(found.items()))

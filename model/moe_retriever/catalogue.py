@@ -16,11 +16,16 @@ METHODS = Path(__file__).resolve().parent / "methods"
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """Name, one-line summary and original paper of a method ("" for controls)."""
+    """Name, one-line summary, original paper and its reference ("" for controls); texts are "" for unknown methods."""
 
     name: str
     summary: str
     paper: str
+    citation: str
+
+    @property
+    def control(self) -> bool:
+        return self.summary.endswith("(control)")
 
 
 @cache
@@ -39,21 +44,23 @@ def module_of(name: str) -> str:
     return f"moe_retriever.methods.{name}" if name in own_names() else entry_points(GROUP)[name].module
 
 
+@cache
+def about(name: str) -> MethodEntry:
+    """Description of a method, from the class attributes of these names."""
+    texts = _texts_of(name)
+    return MethodEntry(name, *(str(texts.get(key, "")) for key in ("summary", "paper", "citation")))
+
+
 def catalogue() -> list[MethodEntry]:
-    """All methods, sorted by name, from the class attributes `name`, `summary` and `paper`."""
-    entries = []
-    for name in names():
-        texts = _texts_of(name)
-        entries.append(MethodEntry(name, str(texts.get("summary", "")), str(texts.get("paper", ""))))
-    return entries
+    """All methods, sorted by name."""
+    return [about(name) for name in names()]
 
 
 @cache
 def method_title(label: str) -> str:
     """A method, or a label that begins with one (`dymo [select=none]`), with its displayed name."""
     name, space, rest = label.partition(" ")
-    title = _texts_of(name).get("title") if name in names() else None
-    return f"{title or name.replace('_', ' ')}{space}{rest}"
+    return f"{_texts_of(name).get('title') or name.replace('_', ' ')}{space}{rest}"
 
 
 def gradient_steps(name: str) -> bool:
@@ -62,7 +69,9 @@ def gradient_steps(name: str) -> bool:
 
 
 def _texts_of(name: str) -> dict[str, str | bool]:
-    """Class attributes that are texts or Booleans of a method's class."""
+    """Class attributes that are texts or Booleans of a method's class; none if there is no such method."""
+    if name not in names():
+        return {}
     if name in own_names():
         path = METHODS / f"{name}.py"
     else:

@@ -26,7 +26,7 @@ GROUPS = {
         *("methods", "train", "evaluate", "predict", "search", "analyse", "benchmark", "report", "results"),
     ),
 }
-STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal", "code-hash")
+STEPS = ("cohort", "prepare", "ingest", "qc", "samples", "split", "seal")
 
 # Command → its `summary`, one line for `mrpipe --help`, and its `text`, the rest of its own help.
 COMMANDS: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name("help.yaml").read_text(encoding="utf-8"))

@@ -163,12 +163,6 @@ def _mask(args: Namespace) -> None:
         print(f"{rate:8.1%}  hidden of {group}")
 
 
-def _code_hash(args: Namespace) -> None:
-    from mrpipe.codehash import code_hash
-
-    print(code_hash(*args.entries))
-
-
 def _options(args: Namespace) -> None:
     print(datasets_page() if args.dataset is None else options_page(_dataset(args)))
 
@@ -261,7 +255,6 @@ _audit_arguments = _all(
 )
 _export_folder = _path("--out", "folder of the export; the ground truth is written to PATH.truth")
 _ingested = _modalities("the ingested modalities", required=True)
-_entries = _argument("entries", nargs="+", metavar="MODULE", help="dotted names, e.g. mrpipe.stages.ingest")
 _format = _argument("--format", choices=("csv", "npz"), default="csv", help="default: csv")
 
 
@@ -313,7 +306,6 @@ _TABLE: dict[str, tuple[Add, Callable[[Namespace], None]]] = {
     "samples": (_all(_dataset_name, _work, _ingested), _samples),
     "split": (_all(_dataset_name, _work, _split_arguments), _split),
     "seal": (_all(_dataset_name, _work, _store_folder, _kept), _seal),
-    "code-hash": (_entries, _code_hash),
 }
 
 _CLAIMS = {

@@ -228,12 +228,6 @@ def test_an_interrupted_command_says_so_and_leaves_no_temporary_file(
     assert {p.relative_to(folder).as_posix() for p in set(folder.rglob("*")) - before} <= left
 
 
-def test_code_hash_of_a_module(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["code-hash", "mrpipe.store.masks"]) == 0
-    assert len(capsys.readouterr().out.strip()) == 16
-    assert main(["code-hash", "mrpipe.nothing"]) == 2
-
-
 def test_archived_manifest_has_the_keys_of_the_format() -> None:
     manifest = json.loads((STORE / "manifest.json").read_text())
     for key in (

@@ -162,7 +162,7 @@ def test_job_cancelled_with_scancel(cluster: Cluster, profile: Path, folder: Pat
     assert "Error in group cells" in text
     assert re.search(rf"JOB {second.id} ON \S+ CANCELLED", text), text
     assert re.search(rf"log: results/logs/cancelled/{lost}_seed0_train\.log", text), text
-    assert "The run failed." in text
+    assert "the run failed at" in text
 
     # Rerunning the same command builds only what is missing.
     finished = (folder / runs[there.index(True)]).stat().st_mtime_ns

@@ -1,7 +1,7 @@
 """Progress of a workflow run: finished and failed steps, and the estimated time left.
 
 A step is a job that does something. `mrpipe run` prints a line for each one and leaves Snakemake's messages to its log
-file; plain Snakemake prints its own, and a line for each finished cell (a training run with its evaluation).
+file; plain Snakemake prints its own. Both print the end of the log of a failed step.
 """
 
 import logging
@@ -35,7 +35,8 @@ class PlannedStep:
 
     def __str__(self) -> str:
         part = str(int(self.wildcards.get("part", 0)) + 1)
-        values = {**self.wildcards, "part": part, "method": re.sub("-[0-9a-f]{8}$", "", self._get("method"))}
+        method = re.sub(r"(-[0-9a-f]{8})?(-tuned\d+)?$", "", self._get("method"))
+        values = {**self.wildcards, "part": part, "method": method}
         text = TEXTS.get(self.rule, self.rule.replace("_", " ")).format_map(values)
         place = self._get("dataset", "experiment", "suite")
         return f"{place}: {text}" if place else text
@@ -46,11 +47,6 @@ class PlannedStep:
         content = self._get("method", "modality")
         return [(self.rule, self._get("dataset", "experiment"), content), (self.rule, content), (self.rule,)]
 
-    def concerns(self, run: PlannedRun) -> bool:
-        """Whether it is a step of a cell, or the search of its settings."""
-        own = {"experiment": run.experiment, "method": run.label, "seed": str(run.seed)}
-        return "method" in self.wildcards and all(own.get(k, v) == v for k, v in self.wildcards.items())
-
     def _get(self, *names: str) -> str:
         return next((self.wildcards[name] for name in names if name in self.wildcards), "")
 
@@ -60,9 +56,8 @@ class Steps(logging.Handler):
 
     Args:
         steps: job id → step, for the jobs of this run.
-        cells: job id of the evaluation → cell of a suite; they are counted, for plain Snakemake.
-        there: number of cells that were already finished.
-        output: steps, or quiet for failed steps only; "" for the number of finished cells.
+        cells: job id of the evaluation → cell of a suite.
+        output: steps to print finished steps as well.
     """
 
     def __init__(
@@ -70,12 +65,11 @@ class Steps(logging.Handler):
         steps: Mapping[int, PlannedStep],
         cells: Mapping[int, PlannedRun],
         *,
-        there: int = 0,
         output: str = "",
         clock: Callable[[], float] = time.time,
     ):
         super().__init__()
-        self.steps, self._cells, self._there, self._output, self._clock = steps, cells, there, output, clock
+        self.steps, self._cells, self._output, self._clock = steps, cells, output, clock
         self._begun: dict[int, float] = {}
         self._done: dict[int, float] = {}
         self._failed: dict[int, str] = {}
@@ -96,7 +90,7 @@ class Steps(logging.Handler):
             text = self._finished(job)
         elif event == "job_error" and not self._interrupted:
             self._failed[job] = self._end_of_log(job, map(Path, getattr(record, "log", ())))
-            text = f"FAILED  {self.steps[job]}\n{self._failed[job]}".rstrip() if self._output else ""
+            text = f"FAILED  {self.steps[job]}\n{self._failed[job]}".rstrip()
         if text:
             print(text, file=sys.stderr, flush=True)
 
@@ -106,15 +100,11 @@ class Steps(logging.Handler):
         self._done[job] = seconds = self._clock() - self._begun.setdefault(job, self._clock())
         for kind in self.steps[job].kinds:
             self._seconds[kind].append(seconds)
-        left = self.seconds_left()
-        about = "" if left is None else f"about {_duration(left)} left"
-        if self._output == "steps":
-            line = f"[{len(self._done)}/{len(self.steps)}] {self.steps[job]}, {_duration(seconds)}"
-            return f"{line}; {about}" if about else line
-        if self._output or job not in self._cells:
+        if self._output != "steps":
             return ""
-        done = f"{self._there + len(self._cells.keys() & self._done.keys())} of {self._there + len(self._cells)}"
-        return f"cells: {done} done" + (f", {about}" if about else "")
+        line = f"[{len(self._done)}/{len(self.steps)}] {self.steps[job]}, {_duration(seconds)}"
+        left = self.seconds_left()
+        return line if left is None else f"{line}; about {_duration(left)} left"
 
     def seconds_left(self) -> float | None:
         """Estimated seconds left, from similar finished steps and the number of jobs that ran at a time so far."""
@@ -122,8 +112,7 @@ class Steps(logging.Handler):
         left = [step for job, step in self.steps.items() if job not in self._done]
         known = [next((middle[kind] for kind in step.kinds if kind in middle), None) for step in left]
         found = [seconds for seconds in known if seconds is not None]
-        # A finished cell has steps of every kind that takes long.
-        if not found or (self._output and len(found) < KNOWN * len(left)):
+        if not found or len(found) < KNOWN * len(left):
             return None
         at_a_time = sum(self._done.values()) / max(self._clock() - min(self._begun.values()), 1e-9)
         return fmean(found) * len(left) / max(at_a_time, 1e-9)
@@ -141,25 +130,14 @@ class Steps(logging.Handler):
         """Cells of this run without results."""
         return [run for job, run in self._cells.items() if job not in self._done]
 
-    def failures(self) -> str:
-        """The failed cells with the last lines of their logs, and the number of cells that did not start."""
-        lines, failed = [], set()
-        for job, tail in self._failed.items():
-            cells = [run.tested for run in self.unfinished() if self.steps[job].concerns(run)]
-            lines += [*(f"cell failed: {folder}" for folder in cells), *([tail] if cells and tail else [])]
-            failed |= set(cells)
-        if rest := len(self.unfinished()) - len(failed):
-            lines.append(f"{rest} cells did not start: a job that they depend on failed, or the run was stopped")
-        return "\n".join(lines)
-
     def ending(self, log: str) -> str:
-        """Last message of a run of `mrpipe run` that did not succeed."""
+        """Last message of a run that did not succeed."""
         names = [str(self.steps[job]) for job in self._failed]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         how = f"failed at {', '.join(names[:3])}{more}" if names else "was interrupted"
         state = f"the run {how}; {len(self._done)} of {len(self.steps)} steps finished. Full log: {log}"
         cause = "Correct the cause, then run" if names else "Run"
-        return f"mrpipe run: {state}\n{cause} the same command again: it continues with the unfinished steps."
+        return f"mrpipe: {state}\n{cause} the same command again: it continues with the unfinished steps."
 
 
 def shown(record: logging.LogRecord) -> bool:

@@ -115,27 +115,3 @@ rule render:
     shell:
         "printf '%s\\n' {params.suite:q} > {params.out:q}/suite.json;"
         " POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe {params.command:q} > {log} 2>&1"
-
-
-rule compare:
-    # A collection of suites: every published value next to the reproduced one.
-    input:
-        lambda wildcards: [f"{folder}/finished" for folder in compared_tables(wildcards.suite)],
-    output:
-        touch("<results>/suites/{suite}/finished"),
-    log:
-        "<logs>/suites/{suite}_compare.log",
-    benchmark:
-        "<benchmarks>/suites/{suite}_compare.jsonl"
-    wildcard_constraints:
-        suite="|".join(SUITES.collections),
-    conda:
-        "../../environment.yml"
-    resources:
-        mem_mb=memory(2000),
-        runtime="30m",
-    params:
-        command=lambda wildcards: comparison_command(wildcards.suite, [*map(path, compared_tables(wildcards.suite))]),
-        code=code_of("moe_retriever.suites.published_comparison"),
-    shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe {params.command:q} > {log} 2>&1"

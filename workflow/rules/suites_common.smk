@@ -26,17 +26,9 @@ def suite_targets(name):
         for part in SUITES.parts(name):
             files += [f"<results>/suites/{part.name}/{file}" for file in ("settings.json", "finished")]
             files += [file for store in part.stores for file in store_files(store)]
-        files += [f"<results>/suites/{name}/finished"] if compared_tables(name) else []
         return [*files, f"<results>/suites/{name}/report/index.html"]
 
     return targets
-
-
-def compared_tables(name):
-    """Folders of a collection's tables that have published values."""
-    if not SUITES.suite(name).of:
-        return []
-    return [f"<results>/suites/{part.name}" for part in SUITES.parts(name) if part.published]
 
 
 def searched(wildcards):
@@ -58,49 +50,38 @@ def suite_command(suite, out):
     return figures if suite.figure else ["suite-tables", *arguments]
 
 
-def comparison_command(name, tables):
-    """Arguments of `mrpipe` that compare the published values of tables with the reproduced ones."""
-    out = path(f"<results>/suites/{name}")
-    return ["suite-comparison", "--suites", *tables, "--name", name, "--title", SUITES.suite(name).title, "--out", out]
-
-
 def suite_folders(wildcards):
-    """Output folders of a suite: those of its member suites first, then its own."""
-    files = [Path(file) for file in suite_targets(wildcards.suite)(wildcards)]
-    folders = [file.parent for file in files if file.name == "finished"]
-    return [str(folder) for folder in sorted(folders, key=lambda folder: folder.name == wildcards.suite)]
+    """Output folders of a suite, or of the members of a collection."""
+    return [f"<results>/suites/{part.name}" for part in SUITES.parts(wildcards.suite)]
 
 
 def report_command(folders, page):
     """Arguments of `mrpipe` that build a report page of rendered suites."""
     arguments = ["--suites", *folders, "--cells", path("<results>/runs"), "--searches", path("<results>/searches")]
-    return ["report", *arguments, "--benchmarks", path("<benchmarks>"), "--out", page]
+    return ["report", *arguments, "--out", page]
 
 
-# Requested suites, requested comparisons and progress of this workflow run.
+# Requested suites and progress of this workflow run.
 BEGUN = []
 
 
 def begin(log):
     """Report progress, and continue with the other cells of a suite if one fails."""
     asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
-    if not (asked or OUTPUT):
-        return
     needed = {job.jobid: job for job in INTERNALS.jobs_to_run() if not job.is_norun}
-    cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked}
-    to_do = {job: run for job, run in cells.items() if job in needed}
+    cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked and job.jobid in needed}
     jobs = {job_id: PlannedStep(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
-    steps = Steps(jobs, to_do, there=len(cells) - len(to_do), output=OUTPUT)
+    steps = Steps(jobs, cells, output=OUTPUT)
     INTERNALS.on_job_finished(steps)
     if asked:
         INTERNALS.keep_going()
     if OUTPUT == "steps":
         sys.stderr.write(f"{len(jobs)} steps; full log: {' '.join(log)}\n")
-    BEGUN.append((asked, [job.wildcards.suite for job in INTERNALS.jobs("compare")], steps))
+    BEGUN.append((asked, steps))
 
 
 def end_suites():
-    """Render suites from their finished cells, collect all scores in one file, and list the failed cells."""
+    """Render suites from their finished cells, and collect all scores in one file."""
     from mrpipe.store.parquet import write_text
 
     def run_model(arguments):
@@ -109,7 +90,7 @@ def end_suites():
             [sys.executable, "-m", "mrpipe", *arguments], stdout=subprocess.DEVNULL if OUTPUT else sys.stderr
         )
 
-    for asked, compared, steps in filter(itemgetter(0), BEGUN):
+    for asked, steps in filter(itemgetter(0), BEGUN):
         unfinished = {run.tested for run in steps.unfinished()}
         for suite in asked:
             without = sorted(unfinished & set(suite.runs))
@@ -120,13 +101,7 @@ def end_suites():
                 write_text(out / "suite.json", json.dumps(suite_description(suite) | {"unfinished": without}) + "\n")
                 sys.stderr.write(f"{out}: {len(without)} of {len(suite.runs)} cells did not finish\n")
                 run_model(suite_command(suite, out))
-        for name in compared if unfinished else ():
-            tables = [folder for folder in map(path, compared_tables(name)) if Path(folder, "scores.parquet").is_file()]
-            if tables:
-                run_model(comparison_command(name, tables))
         for job in INTERNALS.jobs("suite_report") if unfinished else ():
             there = [f for f in map(path, suite_folders(job.wildcards)) if Path(f, "table.html").is_file()]
             run_model(report_command(there, path(f"<results>/suites/{job.wildcards.suite}/report/index.html")))
         run_model(["results", "--runs", path("<results>/runs"), "--out", path("<results>/results.parquet")])
-        if unfinished and not OUTPUT:
-            sys.stderr.write(steps.failures() + "\n")

@@ -19,6 +19,7 @@ from moe_retriever.cli import arguments as arguments_of
 from mrpipe.cli.command import Command
 from mrpipe.errors import UsageError
 from mrpipe.locks import Claim, output_file, output_folder, writing
+from mrpipe.terminal import print_table
 
 
 def _machine(arguments: argparse.Namespace) -> str:
@@ -131,23 +132,20 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _print_metrics(content: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from moe_retriever.metrics import METRIC_NAMES
 
     title = f"{content['method']} on {content['dataset']} ({content['origin']}), {content['part']}"
-    table = Table("metric", "value", "95% interval", title=f"{title}, n = {content['n_evaluated']}")
+    rows = []
     for name, v in content["metrics"].items():
         interval = "" if v["low"] is None else f"{v['low']:.4f} … {v['high']:.4f}"
         value = "undefined" if v["value"] is None else f"{v['value']:.4f}"
-        table.add_row(METRIC_NAMES.get(name, name), value, interval)
+        rows.append((METRIC_NAMES.get(name, name), value, interval))
     if content["majority"]["accuracy"] is not None:
         name = f"accuracy of the majority class ({content['majority']['class']})"
-        table.add_row(name, f"{content['majority']['accuracy']:.4f}", "")
+        rows.append((name, f"{content['majority']['accuracy']:.4f}", ""))
     for name in ("temperature", "threshold") if content["decision"]["n_validation"] else ():
-        table.add_row(f"{name} (validation samples)", f"{content['decision'][name]:.4f}", "")
-    Console().print(table)
+        rows.append((f"{name} (validation samples)", f"{content['decision'][name]:.4f}", ""))
+    print_table(f"{title}, n = {content['n_evaluated']}", ("metric", "value", "95% interval"), rows)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -233,14 +231,10 @@ def _benchmark(arguments: argparse.Namespace) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from moe_retriever.config import Common
     from moe_retriever.methods import get, names
     from mrpipe.transforms.options import TransformOptions
 
-    console = Console()
     if arguments.method is None:
         presets = {name: ", ".join(p for p in get(name).presets if p != "paper") for name in names()}
         print(help_text({name: f"presets: paper, {p}" for name, p in presets.items() if p}))
@@ -249,15 +243,15 @@ def _methods(arguments: argparse.Namespace) -> None:
     method = get(arguments.method)
     groups = {f"options of {method.name}": method.Options, "options of all methods": Common}
     for title, cls in (groups | {"options of --transform": TransformOptions}).items():
-        table = Table("option", "default", "meaning", title=title)
+        rows = []
         for f in dataclasses.fields(cls):
             choices = f"  [{' | '.join(map(str, f.metadata['choices']))}]" if f.metadata.get("choices") else ""
-            table.add_row(f.name, json.dumps(f.default), f.metadata["help"] + choices.replace("[", "\\["))
-        console.print(table)
+            rows.append((f.name, json.dumps(f.default), f.metadata["help"] + choices))
+        print_table(title, ("option", "default", "meaning"), rows)
     for name, values in method.space.items():
-        console.print(f"additional candidates for {name} in a search: {', '.join(map(str, values))}")
+        print(f"additional candidates for {name} in a search: {', '.join(map(str, values))}")
     for name, overrides in method.presets.items():
-        console.print(f"preset {name}: {', '.join(f'{k}={v}' for k, v in overrides.items()) or 'the defaults'}")
+        print(f"preset {name}: {', '.join(f'{k}={v}' for k, v in overrides.items()) or 'the defaults'}")
 
 
 def _settings(arguments: argparse.Namespace) -> int:
@@ -378,5 +372,3 @@ _runs = "moe_retriever.evaluation.run_folders"
 results = _of_module(_runs, "collect the metrics of all runs in one table", output_file(), step=False)
 suite_tables = _of_module("moe_retriever.suites.tables", "render the tables of a suite", _RENDERED)
 suite_figures = _of_module("moe_retriever.suites.figures", "render the figures of a suite", _RENDERED)
-_compared = "moe_retriever.suites.published_comparison"
-suite_comparison = _of_module(_compared, "compare tables with the published values", _RENDERED)

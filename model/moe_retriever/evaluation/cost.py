@@ -30,6 +30,7 @@ from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import ALL, read_realised
 from mrpipe.store.masks import combination_name
 from mrpipe.store.reader import Store
+from mrpipe.terminal import print_table
 from mrpipe.transforms.options import TransformOptions
 
 
@@ -201,25 +202,5 @@ def measure(
 
 def show(frame: pl.DataFrame) -> None:
     """Print a table of measurements."""
-    from rich.console import Console
-    from rich.table import Table
-
-    cells = {name: [_cell(value) for value in frame[name]] for name in frame.columns}
-    cells["modalities"] = [names.replace("+", " + ") for names in cells["modalities"]]
-    # In a narrow terminal, names wrap to the next line, but numbers are neither truncated nor wrapped.
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for name, column in cells.items():
-        if frame.schema[name].is_numeric():
-            table.add_column(name.replace("_", " "), justify="right", min_width=max(map(len, column)), overflow="fold")
-        else:
-            table.add_column(name, overflow="fold")
-    for row in zip(*cells.values(), strict=True):
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _cell(value: Any) -> str:
-    """Format large numbers in full and small ones with three significant digits."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    named = frame.with_columns(pl.col("modalities").str.replace_all("+", " + ", literal=True))
+    print_table("", [name.replace("_", " ") for name in frame.columns], named.rows())

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from moe_retriever.catalogue import about
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import tested
 from moe_retriever.metrics import kinds_of
-from moe_retriever.report.references import about
 from moe_retriever.report.runs import ReportedRun, masked
 from moe_retriever.suites.answer import Compared
 from moe_retriever.suites.published import method_title, task_title

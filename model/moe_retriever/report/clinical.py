@@ -6,12 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from moe_retriever.catalogue import method_title
+from moe_retriever.catalogue import about, method_title
 from moe_retriever.evaluation.clinical import measure, read_binary
 from moe_retriever.plots.clinical import FIGURES, clinical_figure
 from moe_retriever.report.drawing import draw
 from moe_retriever.report.experiments import anchor_of, experiment_title
-from moe_retriever.report.references import about
 from moe_retriever.report.runs import ReportedRun, missingness_of
 from moe_retriever.suites.spec import REFERENCE, SuiteRow
 from moe_retriever.suites.tables import strongest_controls

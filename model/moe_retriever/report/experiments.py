@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
+from moe_retriever.catalogue import about
 from moe_retriever.metrics import METRIC, Metric, kinds_of, names_of
 from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
-from moe_retriever.report.references import about
 from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
 from moe_retriever.suites.published import method_title, published_rows, task_title
 from moe_retriever.suites.render import with_sd

@@ -5,12 +5,13 @@ accompanying references.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from moe_retriever.catalogue import about
 from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.evaluation.run_folders import with_hidden
 from moe_retriever.report.methods_data import (
@@ -21,7 +22,7 @@ from moe_retriever.report.methods_data import (
     store_sentences,
     transform_sentences,
 )
-from moe_retriever.report.references import Bibliography, about, changed_options
+from moe_retriever.report.references import Bibliography, changed_options
 from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, method_title, published_rows, task_title
@@ -43,7 +44,6 @@ _STATED = {
 # Options that are stated only if they differ from these values.
 _UNUSUAL = {"drop_modalities": "0", "class_weight": "none"}
 MOST_SETTINGS = 12
-MOST_NAMED = 6
 MOST_CLASSES = 8
 
 
@@ -121,7 +121,7 @@ def _methods(runs: Sequence[ReportedRun], cited: Bibliography) -> str:
     for name, used in presets.items():
         known = about(name)
         preset = f"preset{'s' * (len(used) > 1)} {listed(sorted(used))}"
-        said = f"({preset}): {known.summary}".removesuffix(": ")
+        said = f"({preset}): {known.summary.removesuffix('(control)').strip()}".removesuffix(": ")
         (controls if known.control else compared).append(f"{method_title(name)}{cited.cite(known.citation)} {said}")
     text = f"The following methods were compared: {'; '.join(compared)}." if compared else ""
     return f"{text} The controls were {'; '.join(controls)}.".strip() if controls else text
@@ -131,11 +131,11 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     trained = [run for run in runs if "epochs" in run.metrics["training"]]
     text = []
     if trained:
-        shared, own = _stated(trained)
         losses = {True: "cross-entropy", False: "squared error of the standardised target"}
         loss = " or the ".join(dict.fromkeys(losses[bool(run.metrics["classes"])] for run in trained))
-        text.append(f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the {loss} ({shared}).")
-        text += own
+        text.append(
+            f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the {loss} ({_stated(trained)})."
+        )
         metrics = dict.fromkeys(run.config["common"]["select_metric"] for run in trained)
         chosen = " or ".join(METRIC_NAMES.get(m, m) for m in metrics)
         encoders = cited.cite(*_encoder_works(trained))
@@ -150,47 +150,26 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
         on = f"by {chosen['folds']}-fold cross-validation" if "folds" in chosen else "on the validation samples"
         text.append(f"For {method_title(method)}, {listed(names)} was selected {on}." if names else "")
     text.append(_searched(searches))
-    changed = _changed(runs)
-    if changed:
-        text.append(f"Other options that differ from the presets: {'; '.join(changed)}.")
+    if changed := _changed(runs):
+        more = f" and {plural(len(changed) - MOST_SETTINGS, 'further option')}" if len(changed) > MOST_SETTINGS else ""
+        text.append(f"Other options that differ from the presets: {', '.join(changed[:MOST_SETTINGS])}{more}.")
+    if any(changed_options(run.config) for run in runs):
+        text.append("The table of settings has the options of each method.")
     seeds = sorted({run.seed for run in runs})
     numbers = listed([str(s) for s in seeds])
     text.append(f"Random seeds (initial weights, batches, dropout and retrieval): {numbers}.")
     return " ".join(filter(None, text))
 
 
-def _stated(trained: Sequence[ReportedRun]) -> tuple[str, list[str]]:
-    """Options with the values that most trained methods have, and the runs with other values."""
-    usual: list[str] = []
-    others: list[str] = []
+def _stated(trained: Sequence[ReportedRun]) -> str:
+    """Options with the values of the trained methods."""
+    text = []
     for key, name in _STATED.items():
-        having: defaultdict[str, list[ReportedRun]] = defaultdict(list)
-        for run in trained:
-            option = run.config["common"][key]
-            value = option if isinstance(option, str) else f"{option:g}"
-            having[name.format(value) if "{}" in name else f"{name} {value}"].append(run)
-        if key in _UNUSUAL and list(having) == [f"{name} {_UNUSUAL[key]}"]:
-            continue
-        first, *rest = sorted(having, key=lambda said: -len(having[said]))
-        usual.append(first)
-        others += [f"{said} {_of(having[said], trained)}" for said in rest]
-    shared = ", ".join(usual)
-    return (f"unless stated otherwise: {shared}", [f"Exceptions: {'; '.join(others)}."]) if others else (shared, [])
-
-
-def _of(having: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
-    """Describe a subset of the runs: `on MIMIC`, `for muse, shaspec on CMU-MOSI`, or the number of runs."""
-    those = {id(run) for run in having}
-    mine = dict.fromkeys((method_title(run.label), run.dataset) for run in having)
-    rest = {(method_title(run.label), run.dataset) for run in runs if id(run) not in those}
-    datasets = dict.fromkeys(dataset for _, dataset in mine)
-    if rest and datasets.keys().isdisjoint({dataset for _, dataset in rest}):
-        return f"on {listed(list(datasets))}"
-    elsewhere = {label for label, _ in rest}
-    names = dict.fromkeys(f"{label} on {dataset}" if label in elsewhere else label for label, dataset in mine)
-    if len({run.dataset for run in runs}) == 1:
-        names = dict.fromkeys(label for label, _ in mine)
-    return f"for {', '.join(names)}" if len(names) <= MOST_NAMED else f"in {len(having)} of {len(runs)} runs"
+        options = dict.fromkeys(run.config["common"][key] for run in trained)
+        values = [option if isinstance(option, str) else f"{option:g}" for option in options]
+        if values != [_UNUSUAL.get(key)]:
+            text.append(name.format(" or ".join(values)) if "{}" in name else f"{name} {' or '.join(values)}")
+    return ", ".join(text)
 
 
 def _encoder_works(trained: Sequence[ReportedRun]) -> list[str]:
@@ -224,18 +203,16 @@ def _searched(searches: Sequence[dict[str, Any]]) -> str:
 
 
 def _changed(runs: Sequence[ReportedRun]) -> list[str]:
-    """`option=value for ...` for options that differ from the preset; the most common ones if there are many."""
-    having: defaultdict[str, list[ReportedRun]] = defaultdict(list)
-    for run in runs:
-        for key, value in changed_options(run.config).items():
-            # Methods without gradient training ignore the options of encoders and training.
-            of_use = "epochs" in run.metrics["training"] or key in run.config["options"]
-            if of_use and key not in _STATED and key != "select_metric":
-                having[f"{key}={public(value)}"].append(run)
-    most = sorted(having, key=lambda option: -len(having[option]))[:MOST_SETTINGS]
-    rest = len(having) - len(most)
-    said = [f"{option} {_of(having[option], runs)}" for option in most]
-    return [*said, *([f"{plural(rest, 'further option')} (see the table of settings)"] if rest else [])]
+    """`option=value` for options that differ from the preset, the most common first."""
+    # Methods without gradient training ignore the options of encoders and training.
+    found = Counter(
+        f"{key}={public(value)}"
+        for run in runs
+        for key, value in changed_options(run.config).items()
+        if ("epochs" in run.metrics["training"] or key in run.config["options"])
+        and key not in (*_STATED, "select_metric")
+    )
+    return [option for option, _ in found.most_common()]
 
 
 def _evaluation(runs: Sequence[ReportedRun], cited: Bibliography) -> str:

@@ -13,6 +13,7 @@ import polars as pl
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from moe_retriever.catalogue import about
 from moe_retriever.config import parse_threshold
 from moe_retriever.plots.clinical import FIGURES
 from moe_retriever.report import benchmarks, cautions, cost
@@ -22,7 +23,7 @@ from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_
 from moe_retriever.report.methods_data import listed, short_title
 from moe_retriever.report.methods_text import MethodsText, methods_text
 from moe_retriever.report.quality import describe_quality, quality_folder
-from moe_retriever.report.references import about, changed_options
+from moe_retriever.report.references import changed_options
 from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
@@ -281,16 +282,11 @@ def run(args: argparse.Namespace) -> None:
     wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
     if wrong:
         raise UsageError(f"--qc expects STORE=DIR, got {wrong[0]!r}")
-    inputs = Inputs(
-        runs=args.runs,
-        stores=args.stores,
-        suites=args.suites,
-        cells=args.cells,
-        searches=args.searches,
-        benchmarks=args.benchmarks,
-        thresholds=[rule for rule in args.threshold if parse_threshold(rule)],
-        quality={name: Path(folder) for name, _, folder in pairs},
-    )
+    names = ("runs", "stores", "suites", "cells", "searches", "benchmarks")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    quality = {name: Path(folder) for name, _, folder in pairs}
+    rules = [rule for rule in args.threshold if parse_threshold(rule)]
+    inputs = Inputs(**given, thresholds=rules, quality=quality)
     if not (inputs.runs or inputs.stores or inputs.suites):
         raise UsageError("nothing to report: pass --runs, --stores or --suites")
     write_report(inputs, args.out)

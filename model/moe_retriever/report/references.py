@@ -1,4 +1,4 @@
-"""Citations, numbered in order of appearance, and descriptions of methods."""
+"""Citations, numbered in order of appearance, and options that differ from presets."""
 
 import json
 from dataclasses import dataclass, field
@@ -31,30 +31,6 @@ class Bibliography:
                 self.entries.append(text)
             numbers.append(self.entries.index(text) + 1)
         return f" [{', '.join(map(str, sorted(set(numbers))))}]" if numbers else ""
-
-
-@dataclass(frozen=True)
-class About:
-    """Description of a method; empty if no method has this name any more."""
-
-    name: str
-    summary: str = ""
-    citation: str = ""
-    control: bool = False
-
-
-@cache
-def about(name: str) -> About:
-    """Description of a method by name; summaries of controls end in "(control)"."""
-    # The methods load torch, which a page without runs does not need.
-    from moe_retriever.methods import get
-
-    try:
-        method = get(name)
-    except UsageError:
-        return About(name)
-    control = method.summary.endswith("(control)")
-    return About(name, method.summary.removesuffix("(control)").strip(), method.citation, control)
 
 
 def changed_options(config: dict[str, Any]) -> dict[str, Any]:

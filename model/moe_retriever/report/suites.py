@@ -59,6 +59,9 @@ def read_suite(folder: Path) -> ReportedSuite:
         )
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
     said = read_json(folder / "suite.json") if (folder / "suite.json").is_file() else {}
+    columns = said.get("columns", ())
+    runs = ((column["experiment"], *labelled) for column in columns for labelled in column["cells"].values())
+    cells = (f"{experiment}/{label}/seed{seed}" for experiment, label, seeds in runs for seed in seeds)
     return ReportedSuite(
         name=folder.name,
         title=heading(folder.name, said["title"]) if "title" in said else folder.name,
@@ -67,8 +70,8 @@ def read_suite(folder: Path) -> ReportedSuite:
         pictures=[_picture(folder, path) for path in pictures[:MOST_PICTURES]],
         n_pictures=len(pictures),
         origins=_origins(folder, text, said),
-        cells=_cells(said),
-        stores=list(dict.fromkeys(Path(c["store"]) for c in said.get("columns", ()) if "store" in c)),
+        cells=list(dict.fromkeys(cell for cell in cells if cell not in said.get("unfinished", ()))),
+        stores=list(dict.fromkeys(Path(c["store"]) for c in columns if "store" in c)),
     )
 
 
@@ -92,16 +95,5 @@ def _origins(folder: Path, text: str, said: dict[str, Any]) -> list[tuple[str, s
         return sorted(frame.unique().iter_rows())
     if not re.search(r'class="[^"]*\bsimulated\b', text):
         return []
-    # A figure has data sets; a comparison of tables has none.
     datasets = dict.fromkeys(column["dataset"] for column in said.get("columns", ()) if "dataset" in column)
-    return [("simulated", name) for name in datasets or (f"the tables of {folder.name}",)]
-
-
-def _cells(said: dict[str, Any]) -> list[str]:
-    cells = [
-        f"{column['experiment']}/{label}/seed{seed}"
-        for column in said.get("columns", ())
-        for label, seeds in column["cells"].values()
-        for seed in seeds
-    ]
-    return [cell for cell in dict.fromkeys(cells) if cell not in said.get("unfinished", ())]
+    return [("simulated", name) for name in datasets or (folder.name,)]

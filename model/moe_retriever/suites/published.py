@@ -10,7 +10,7 @@ import polars as pl
 
 from moe_retriever.catalogue import method_title as method_title
 from mrpipe.constants import constants
-from mrpipe.experiment.missingness import p_text, parse_p
+from mrpipe.experiment.missingness import p_text
 from mrpipe.store.masks import combination_name
 
 FILE = Path(__file__).resolve().parent / "published.csv"
@@ -74,13 +74,6 @@ def missingness_title(mask: Mapping[str, Any] | None) -> str:
         own["redraw"] = "samples without any modality allowed"
     value = p_text(mask["p"]).replace("=", " ").replace(",", ", ")
     return ", ".join([name, f"{p} = {value}{hidden_text(mask.get('hidden'))}", *own.values()])
-
-
-def missingness_from_text(text: str, hidden: float | None = None) -> str:
-    """`missingness_title` of the column `missingness` of results.csv, such as `mcar p=0.3 n_blocks=2`."""
-    mechanism, *settings = text.split(" ")
-    own: dict[str, Any] = dict(setting.split("=", 1) for setting in settings if "=" in setting)
-    return missingness_title({"mechanism": mechanism, **own, "p": parse_p(own["p"]), "hidden": hidden} if own else None)
 
 
 def hidden_text(rate: float | None) -> str:

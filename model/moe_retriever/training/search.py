@@ -21,8 +21,6 @@ from typing import TypedDict, cast
 import numpy as np
 import polars as pl
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from moe_retriever.config import AnyConfig, OptionValue, make_config
 from moe_retriever.data.load import Data
@@ -39,6 +37,7 @@ from mrpipe.budget import MAX_YAML, load_yaml, read_small
 from mrpipe.errors import DataError, Fault, MrpipeError, UsageError
 from mrpipe.reading import read_frame, read_json, reading
 from mrpipe.store.parquet import write_frame, write_text
+from mrpipe.terminal import print_table
 
 COMMON_SPACE: Mapping[str, tuple[OptionValue, ...]] = {
     "lr": (1e-4, 3e-4, 1e-3),
@@ -323,17 +322,14 @@ def show(content: SearchResult, folder: Path) -> None:
     seconds = read_json(folder / "cost.json", keys=("trial_seconds",))["trial_seconds"]
     options = [c for c in frame.columns if c not in ("trial", "status", "score", "best_epoch", "epochs", "error")]
     metric = content["metric"]
-    table = Table("trial", *options, metric, "epoch", "seconds")
-    table.title = f"{content['method']} on {content['dataset']} ({content['origin']}), validation scores"
     timed = frame.with_columns(seconds=pl.Series(seconds, dtype=pl.Float64))
     order = timed.sort(["score", "trial"], descending=[not lower_is_better(metric), False], nulls_last=True)
+    rows = []
     for row in order.iter_rows(named=True):
         score = row["status"] if row["score"] is None else f"{row['score']:.4f}"
         epoch = "" if row["epochs"] is None else f"{row['best_epoch']} of {row['epochs']}"
         took = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        shown = [str(row["trial"]), *(str(row[o]) for o in options), score, epoch, took]
-        table.add_row(*shown, style="bold" if row["trial"] == content["trial"] else None)
-    console = Console()
-    console.print(table)
-    best = folder / "best.json"
-    console.print(f"to train with the best options: mrpipe train … --options {best}", soft_wrap=True, highlight=False)
+        rows.append([row["trial"], *(str(row[o]) for o in options), score, epoch, took])
+    title = f"{content['method']} on {content['dataset']} ({content['origin']}), validation scores"
+    print_table(title, ["trial", *options, metric, "epoch", "seconds"], rows)
+    print(f"to train with the best options: mrpipe train … --options {folder / 'best.json'}")

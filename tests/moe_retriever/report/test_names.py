@@ -8,7 +8,7 @@ import pytest
 
 from moe_retriever.catalogue import method_title, names
 from moe_retriever.report import Inputs, write_report
-from moe_retriever.suites.published import NAMES, missingness_from_text, missingness_title, task_title
+from moe_retriever.suites.published import NAMES, missingness_title, task_title
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.imaging.qc import MEASURES
@@ -63,14 +63,7 @@ def test_names_of_methods_tasks_and_settings() -> None:
     assert method_title("moe_retriever (small) [hidden=8]") == "MoE-Retriever (small) [hidden=8]"
     assert (method_title("late_fusion"), method_title("my_own")) == ("late fusion", "my own")
     assert (task_title("sentiment7"), task_title("length_of_stay")) == ("sentiment in 7 classes", "length of stay")
-    for text, mask in {
-        "as observed": None,
-        "mcar p=0.3": {"mechanism": "mcar", "p": 0.3},
-        "block p=audio=0.5,text=0.1 n_blocks=3": {
-            "mechanism": "block",
-            "p": {"audio": 0.5, "text": 0.1},
-            "n_blocks": 3,
-        },
-    }.items():
-        assert missingness_from_text(text) == missingness_title(mask)
-    assert missingness_from_text("mcar p=0.3", 0.234) == "MCAR, p = 0.3 (23 % hidden)"
+    assert missingness_title(None) == "as observed"
+    assert missingness_title({"mechanism": "mcar", "p": 0.3, "hidden": 0.234}) == "MCAR, p = 0.3 (23 % hidden)"
+    block = {"mechanism": "block", "p": {"audio": 0.5, "text": 0.1}, "n_blocks": 3}
+    assert missingness_title(block) == "missing in blocks, p = audio 0.5, text 0.1, blocks = 3"

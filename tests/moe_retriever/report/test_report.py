@@ -144,7 +144,7 @@ def test_a_regression_is_reported_in_its_own_unit(
     print_summary(tmp_path / "results")
     printed = capsys.readouterr().out
     assert "MAE" in printed
-    assert f"{found['mae']['value']:.3f}" in printed
+    assert f" {found['mae']['value']:.1f}" in printed
 
 
 def test_the_page_has_all_sections(page: Path) -> None:

@@ -18,7 +18,6 @@ from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
 from moe_retriever.metrics import METRIC
 from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
-from moe_retriever.suites.published_comparison import make_page, read_scores
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, html, latex, markdown
 from moe_retriever.suites.spec import BEST, parse_suite, read_suite
 from moe_retriever.suites.tables import _DIFFERENCE, _MEAN, _named, write_tables
@@ -424,28 +423,6 @@ def test_the_results_are_tidy_and_complete(made: Any) -> None:
     assert frame["code_hash"].unique().to_list() == ["c0de"]
     assert json.loads(frame["config"][0])["common"] == {"lr": 0.1}
     assert frame.select("mechanism", "p").unique().rows() == [("mcar", 0.3)]
-
-
-@pytest.mark.parametrize("origin", ["export", "simulated"])
-def test_the_comparison_has_all_published_values_and_the_origin_of_ours(made: Any, origin: str) -> None:
-    _, folder = made(origin=origin)
-    with pytest.raises(DataError, match="absent"):
-        read_scores([folder, folder / "absent"])
-    page = make_page("paper", "All", read_scores([folder]))
-    ((summary,),) = (grid.lines for grid in page.overview)
-    assert [cell.text for cell in summary.cells[:3]] == ["4", "2", "2" if origin == "export" else "0"]
-    (grid,) = page.details
-    assert [line.name for line in grid.lines] == ["MoE-Retriever", "MUSE", "MoE-Retriever", "MUSE"]
-    ours, _, elsewhere, _ = ([cell.text for cell in line.cells] for line in grid.lines)
-    assert ours[:4] == ["CMU-MOSI", "A+T, p = 0.3", "accuracy", "66.13 ± 0.69"]
-    assert ours[4].startswith("82")
-    assert (ours[5] != "", ours[6]) == ((True, "real") if origin == "export" else (False, "simulated"))
-    off = [float(line.cells[5].text.replace("−", "-")) for line in grid.lines if line.cells[5].text]
-    assert summary.cells[3].text == (f"{sum(off) / 2:+.2f}".replace("-", "−") if off else "–")
-    assert elsewhere[1] == "V+T, p = 0.3"
-    assert elsewhere[4:] == ["–", "", "–"]
-    assert "Of 4 published values, 2 have" in page.origins[0]
-    assert page.simulated == (origin == "simulated")
 
 
 def test_datasets_that_are_not_in_the_paper_are_named_after_their_store() -> None:
