@@ -103,14 +103,15 @@ class Steps(logging.Handler):
     def _finished(self, job: int) -> str:
         """Record the run time; the line to print."""
         self._failed.pop(job, None)  # it was retried
-        self._done[job] = seconds = self._clock() - self._begun.setdefault(job, self._clock())
-        for kind in self.steps[job].kinds:
+        begun = self._begun.get(job)  # the SLURM plugin does not report when a job begins
+        self._done[job] = seconds = 0.0 if begun is None else self._clock() - begun
+        for kind in self.steps[job].kinds if begun is not None else ():
             self._seconds[kind].append(seconds)
         left = self.seconds_left()
         about = "" if left is None else f"about {_duration(left)} left"
         if self._output == "steps":
-            line = f"[{len(self._done)}/{len(self.steps)}] {self.steps[job]}, {_duration(seconds)}"
-            return f"{line}; {about}" if about else line
+            took = "" if begun is None else f", {_duration(seconds)}"
+            return f"[{len(self._done)}/{len(self.steps)}] {self.steps[job]}{took}" + f"; {about}" * bool(about)
         if self._output or job not in self._cells:
             return ""
         done = f"{self._there + len(self._cells.keys() & self._done.keys())} of {self._there + len(self._cells)}"
@@ -163,10 +164,11 @@ class Steps(logging.Handler):
 
 
 def shown(record: logging.LogRecord) -> bool:
-    """Whether `mrpipe run` prints a message of Snakemake's: warnings, errors that no step explains, nothing to do."""
+    """Whether `mrpipe run` prints a message of Snakemake: warnings, unexplained errors, submissions, nothing to do."""
     text, event = record.getMessage(), str(getattr(record, "event", ""))
     explained = event in ("job_error", "group_error") or any(words in text for words in _EXPLAINED)
-    return text.startswith("Nothing to be done") or (record.levelno >= logging.WARNING and not explained)
+    told = text.startswith("Nothing to be done") or "submitted with SLURM jobid" in text
+    return told or (record.levelno >= logging.WARNING and not explained)
 
 
 def _duration(seconds: float) -> str:
