@@ -135,9 +135,10 @@ def _print_metrics(content: dict[str, Any]) -> None:
     from rich.table import Table
 
     from moe_retriever.metrics import METRIC_NAMES
+    from moe_retriever.suites.published import dataset_title
 
-    title = f"{content['method']} on {content['dataset']} ({content['origin']}), {content['part']}"
-    table = Table("metric", "value", "95% interval", title=f"{title}, n = {content['n_evaluated']}")
+    title = f"{content['method']} on {dataset_title(content['dataset'], content['title'])} ({content['origin']})"
+    table = Table("metric", "value", "95% interval", title=f"{title}, {content['part']}, n = {content['n_evaluated']}")
     for name, v in content["metrics"].items():
         interval = "" if v["low"] is None else f"{v['low']:.4f} … {v['high']:.4f}"
         value = "undefined" if v["value"] is None else f"{v['value']:.4f}"
@@ -147,7 +148,7 @@ def _print_metrics(content: dict[str, Any]) -> None:
         table.add_row(name, f"{content['majority']['accuracy']:.4f}", "")
     for name in ("temperature", "threshold") if content["decision"]["n_validation"] else ():
         table.add_row(f"{name} (validation samples)", f"{content['decision'][name]:.4f}", "")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

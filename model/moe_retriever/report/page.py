@@ -19,7 +19,7 @@ from moe_retriever.report import benchmarks, cautions, cost
 from moe_retriever.report.answers import compare
 from moe_retriever.report.clinical import describe_clinical
 from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
-from moe_retriever.report.methods_data import listed, short_title
+from moe_retriever.report.methods_data import listed
 from moe_retriever.report.methods_text import MethodsText, methods_text
 from moe_retriever.report.quality import describe_quality, quality_folder
 from moe_retriever.report.references import about, changed_options
@@ -137,7 +137,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         methods=_with_links(methods_text([*runs, *cells], stores, searches)),
         costs=costs,
         jobs=jobs,
-        sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
+        sealed=[{"title": dataset_title("", s.manifest.title), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
     # Regions that scroll can be reached by keyboard, also those of embedded suites.
     html = re.sub(r'(<div class="scroll(?: tall)?")>', r'\1 tabindex="0">', html)

@@ -108,9 +108,8 @@ class Sheet:
     def other_date(self, column: str, form: str) -> str:
         """The place of the first date that is not of a format, without its value."""
         other = known_text(column, ()).is_not_null() & clock(column, form).is_null()
-        fault = self.table.fault("", "", rows=self.table.read([column]).filter(other)["__row"])
-        place = f"row {fault.row}" if fault.line is None else f"line {fault.line}"
-        return f"dates, but not of the format {form or 'ISO 8601'} in {place}"
+        rows, form = self.table.read([column]).filter(other)["__row"], f"dates of the format {form or 'ISO 8601'}"
+        return str(self.table.fault(form, "another format", column=column, rows=rows))
 
 
 def _column(table: RawTable, raw: pl.Series) -> ColumnProfile:

@@ -372,5 +372,7 @@ def test_a_date_of_another_format_is_reported_by_its_line_not_its_value(tmp_path
     rows[4][1] = "31.31.2020"
     (tmp_path / "a.csv").write_text(csv("id,seen,x,y", rows))
     text = propose(tmp_path, ["a.csv"])
-    assert "- seen  # dates, but not of the format %d.%m.%Y in line 6\n" in text
+    assert (
+        "- seen  # a.csv, column 'seen', line 6: expected dates of the format %d.%m.%Y; found another format\n" in text
+    )
     assert "31.31" not in text
