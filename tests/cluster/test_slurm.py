@@ -38,6 +38,7 @@ CONFIG: dict[str, Any] = {
 }
 LOGS = "--slurm-keep-successful-logs"
 CELLS = "rule_cells_evaluate_train"
+CPU_CELLS = "rule_cpu_cells_evaluate_train"  # of methods that do not use a GPU
 METRICS = "results/runs/{}/{}/seed0/metrics.json"
 
 
@@ -53,7 +54,7 @@ def tight(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = yaml.safe_load((profile / "profile.v9+.yaml").read_text())
     for rule, usual in {"train": 8000, "evaluate": 4000}.items():
         memory = f"(500 if wildcards.method == 'moe_retriever' else {usual}) * attempt"
-        settings["set-resources"][rule]["mem_mb"] = memory
+        settings["set-resources"][rule] = {**settings["set-resources"][rule], "mem_mb": memory}
     copy = tmp_path_factory.mktemp("profile")
     (copy / "profile.v9+.yaml").write_text(yaml.safe_dump(settings))
     return copy
@@ -106,19 +107,18 @@ def test_export_to_metrics_with_a_retry_after_out_of_memory(cluster: Cluster, ti
         "rule_ingest_wildcards_mosi_audio",
         "rule_seal_samples_seal_split_verify",
         CELLS,
+        CPU_CELLS,
     }
     # The modalities run in parallel; consecutive jobs are one submission.
     assert side_by_side([*by_name["rule_ingest_wildcards_mosi_text"], *by_name["rule_ingest_wildcards_mosi_audio"]])
     assert [job.memory for job in by_name["rule_seal_samples_seal_split_verify"]] == [4000]
 
-    # One GPU per training; the retry of the job that ran out of memory got twice as much.
+    # One GPU per training, none for the majority class; the retry of the job that ran out of memory got twice as much.
     cells = by_name[CELLS]
     assert {(job.partition, job.gpus, job.cpus, job.limit) for job in cells} == {("gpu", 1, 1, 14 * 60)}
-    assert sorted((job.memory, job.state) for job in cells) == [
-        (500, "FAILED"),
-        (1000, "COMPLETED"),
-        (8000, "COMPLETED"),
-    ]
+    assert sorted((job.memory, job.state) for job in cells) == [(500, "FAILED"), (1000, "COMPLETED")]
+    (majority,) = by_name[CPU_CELLS]
+    assert (majority.partition, majority.gpus, majority.memory, majority.state) == ("cpu", 0, 8000, "COMPLETED")
     killed = next(job for job in cells if job.memory == 500)
     assert "exceeded memory limit" in next(folder.glob(f".snakemake/slurm_logs/**/{killed.id}.log")).read_text()
     assert f"StepId={killed.id}" in text
@@ -159,7 +159,7 @@ def test_job_cancelled_with_scancel(cluster: Cluster, profile: Path, folder: Pat
     there = [(folder / path).exists() for path in runs]
     assert sorted(there) == [False, True]
     lost = ("majority", "logistic")[there.index(False)]
-    assert "Error in group cells" in text
+    assert "Error in group cpu_cells" in text
     assert re.search(rf"JOB {second.id} ON \S+ CANCELLED", text), text
     assert re.search(rf"log: results/logs/cancelled/{lost}_seed0_train\.log", text), text
     assert "the run failed at" in text
@@ -172,7 +172,7 @@ def test_job_cancelled_with_scancel(cluster: Cluster, profile: Path, folder: Pat
     assert all((folder / path).exists() for path in runs)
     assert (folder / runs[there.index(True)]).stat().st_mtime_ns == finished
     new = [job for job in cluster.jobs() if job.id not in before | {first.id, second.id}]
-    assert [(job.comment, job.state) for job in new] == [(CELLS, "COMPLETED")]
+    assert [(job.comment, job.state) for job in new] == [(CPU_CELLS, "COMPLETED")]
 
 
 def two_running(jobs: list[Job]) -> list[Job]:
@@ -183,7 +183,7 @@ def two_running(jobs: list[Job]) -> list[Job]:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_table_2_of_the_paper(cluster: Cluster, profile: Path, tmp_path: Path) -> None:
-    command = ["table2", "--config", "size=smoke", "--group-components", "cells=10", "masks=50"]
+    command = ["table2", "--config", "size=smoke", "--group-components", "cells=10", "cpu_cells=10", "masks=50"]
     planned = start(profile, tmp_path, *command, "-n").communicate()[0]
     n_cells = planned.count("rule train:")
     assert n_cells > 10, planned
@@ -194,4 +194,7 @@ def test_table_2_of_the_paper(cluster: Cluster, profile: Path, tmp_path: Path) -
     assert (tmp_path / "results/suites/table2/finished").exists()
     new = [job for job in cluster.jobs() if job.id not in before]
     assert {job.state for job in new} == {"COMPLETED"}
-    assert sum(job.comment == CELLS for job in new) == -(-n_cells // 10)
+    methods = re.findall(r"^ *rule train:\n(?:.*\n)*?.*wildcards: .*method=(\w+)", planned, re.MULTILINE)
+    n_cpu = sum(method in ("logistic", "gradient_boosting", "majority") for method in methods)
+    for comment, n in ((CELLS, n_cells - n_cpu), (CPU_CELLS, n_cpu)):
+        assert sum(job.comment == comment for job in new) == -(-n // 10)

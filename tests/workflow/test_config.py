@@ -32,6 +32,10 @@ def objects(schema: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict
             yield from objects(schema[key], f"{place}/{key}")
 
 
+def test_a_configuration_may_consist_of_suites_only(schema: dict[str, Any]) -> None:
+    assert not schema_faults({"suites": "mine.yaml"}, schema)
+
+
 def test_schema_is_valid_and_admits_no_unknown_key(schema: dict[str, Any]) -> None:
     Draft202012Validator.check_schema(schema)
     for place, node in objects(schema):

@@ -42,7 +42,7 @@ def commands() -> Iterator[str]:
 
 def documented(*programs: str) -> list[str]:
     """Different documented command lines of some programs."""
-    lines = [re.sub(r"\s+#\s.*", "", line).strip() for line in commands()]
+    lines = [re.sub(r"\s+[#>]\s.*", "", line).strip() for line in commands()]  # without comments and redirection
     lines = [line.removeprefix("$ ").replace("python -P -m mrpipe", "mrpipe") for line in lines]
     return list(dict.fromkeys(line for line in lines if line.split(" ")[0] in programs))
 

@@ -115,7 +115,7 @@ def test_pod_has_the_volume_and_a_gpu(
         (volume / path).write_text("{}")
     config = {
         "datasets": {"mosi": {"store": str(volume / "sealed")}},
-        "experiments": {"mosi": {"dataset": "mosi", "methods": ["majority"]}},
+        "experiments": {"mosi": {"dataset": "mosi", "methods": ["missing_token"]}},
     }
     (checkout / "mine.yaml").write_text(yaml.safe_dump(config))
     for arguments in (["init", "-q"], ["add", "-A"]):

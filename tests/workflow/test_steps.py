@@ -114,6 +114,7 @@ def test_a_failed_step_shows_the_end_of_its_own_log(tmp_path: Path, capsys: pyte
     [
         ("Building DAG of jobs...", logging.INFO, "", False),
         ("Nothing to be done (all requested files are present and up to date).", logging.INFO, "", True),
+        ("Job 8 has been submitted with SLURM jobid 3 (log: 3.log).", logging.INFO, "", True),
         ("Error in rule train, jobid: 3", logging.ERROR, "job_error", False),
         ("RuleException:\nCalledProcessError in file", logging.ERROR, "error", False),
         ("MissingInputException in rule verify", logging.ERROR, "error", True),

@@ -130,10 +130,10 @@ def test_submission_requests_the_combined_resources_of_its_jobs(
             "mimic": {"raw": "simulated", "modalities": ["lab"], "options": {"n_shards": 8}},
             "sealed": {"dataset": "mosi", "store": str(tmp_path / "results/stores/sealed")},
         },
-        "experiments": {"few": {"dataset": "sealed", "methods": ["majority"], "seeds": [0, 1]}},
+        "experiments": {"few": {"dataset": "sealed", "methods": ["missing_token", "majority"], "seeds": [0, 1]}},
     }
     quick = ["--slurm-init-seconds-before-status-checks", "1", "--slurm-status-command", "squeue"]
-    quick += ["--group-components", "scans=25", "shards=8", "cells=2", "--rerun-triggers", "mtime"]
+    quick += ["--group-components", "scans=25", "shards=8", "cells=2", "cpu_cells=2", "--rerun-triggers", "mtime"]
     calls = Path(cluster["FAKE"])
     with (tmp_path / "out.txt").open("w") as out:
         process = subprocess.Popen(
@@ -149,6 +149,7 @@ def test_submission_requests_the_combined_resources_of_its_jobs(
         "rule_scans_prepare": 2,
         "rule_shards_prepare": 1,
         "rule_cells_evaluate_train": 1,
+        "rule_cpu_cells_evaluate_train": 1,
     }, (tmp_path / "out.txt").read_text()
     # 25 parts with one thread, 2.5 GB and six hours (120 scans) each, eight at a time.
     scans, again = jobs["rule_scans_prepare"]
@@ -160,6 +161,15 @@ def test_submission_requests_the_combined_resources_of_its_jobs(
     # The two cells of a submission use its GPU one after the other: 2 × (12 + 2) hours.
     cells = jobs["rule_cells_evaluate_train"][0]
     assert asked(cells) == {"cpus": "1", "mem": "8000", "minutes": "1680", "partition": "gpu", "gpus": "1"}
+    # Those of a method without gradient steps need none.
+    cells = jobs["rule_cpu_cells_evaluate_train"][0]
+    assert asked(cells) | {"minutes": ""} == {
+        "cpus": "2",
+        "mem": "16000",
+        "minutes": "",
+        "partition": "cpu",
+        "gpus": None,
+    }
 
 
 def asked(options: dict[str, str]) -> dict[str, str | None]:

@@ -97,14 +97,16 @@ class Steps(logging.Handler):
     def _finished(self, job: int) -> str:
         """Record the run time; the line to print."""
         self._failed.pop(job, None)  # it was retried
-        self._done[job] = seconds = self._clock() - self._begun.setdefault(job, self._clock())
-        for kind in self.steps[job].kinds:
+        begun = self._begun.get(job)  # the SLURM plugin does not report when a job begins
+        self._done[job] = seconds = 0.0 if begun is None else self._clock() - begun
+        for kind in self.steps[job].kinds if begun is not None else ():
             self._seconds[kind].append(seconds)
         if self._output != "steps":
             return ""
-        line = f"[{len(self._done)}/{len(self.steps)}] {self.steps[job]}, {_duration(seconds)}"
+        took = "" if begun is None else f", {_duration(seconds)}"
         left = self.seconds_left()
-        return line if left is None else f"{line}; about {_duration(left)} left"
+        about = "" if left is None else f"; about {_duration(left)} left"
+        return f"[{len(self._done)}/{len(self.steps)}] {self.steps[job]}{took}{about}"
 
     def seconds_left(self) -> float | None:
         """Estimated seconds left, from similar finished steps and the number of jobs that ran at a time so far."""
@@ -141,10 +143,11 @@ class Steps(logging.Handler):
 
 
 def shown(record: logging.LogRecord) -> bool:
-    """Whether `mrpipe run` prints a message of Snakemake's: warnings, errors that no step explains, nothing to do."""
+    """Whether `mrpipe run` prints a message of Snakemake: warnings, unexplained errors, submissions, nothing to do."""
     text, event = record.getMessage(), str(getattr(record, "event", ""))
     explained = event in ("job_error", "group_error") or any(words in text for words in _EXPLAINED)
-    return text.startswith("Nothing to be done") or (record.levelno >= logging.WARNING and not explained)
+    told = text.startswith("Nothing to be done") or "submitted with SLURM jobid" in text
+    return told or (record.levelno >= logging.WARNING and not explained)
 
 
 def _duration(seconds: float) -> str:

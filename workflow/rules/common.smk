@@ -58,7 +58,7 @@ def import_own_packages():
 
 import_own_packages()
 
-from moe_retriever.catalogue import module_of as method_module
+from moe_retriever.catalogue import gradient_steps, module_of as method_module
 from mrpipe.codehash import code_hash
 from mrpipe.errors import MrpipeError
 from mrpipe.stages.prepare import n_parts
@@ -206,6 +206,11 @@ def job_group(name):
         return name
 
     return group
+
+
+def group_of_cell(wildcards):
+    """Methods without gradient steps use no GPU: separate submissions, which profiles can send elsewhere."""
+    return job_group("cells" if gradient_steps(run_plan(wildcards).method) else "cpu_cells")(wildcards)
 
 
 def group_of_parts(wildcards):

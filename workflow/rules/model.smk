@@ -37,14 +37,14 @@ rule train:
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_train.jsonl"
     group:
-        job_group("cells")
+        group_of_cell
     conda:
         "../../environment.yml"
     # One thread: runs are independent, and the last digits of results depend on the number of threads.
     resources:
         mem_mb=memory(8000),
         runtime="12h",
-        gpu=int(config["gpu"]),
+        gpu=lambda wildcards: int(config["gpu"] and gradient_steps(run_plan(wildcards).method)),
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).store),
         # This folder also holds the checkpoint for resuming a killed training: not an output, so Snakemake keeps it.
@@ -73,13 +73,13 @@ rule evaluate:
     benchmark:
         "<benchmarks>/{experiment}/{method}_seed{seed}_{test}evaluate.jsonl"
     group:
-        job_group("cells")
+        group_of_cell
     conda:
         "../../environment.yml"
     resources:
         mem_mb=memory(4000),
         runtime="2h",
-        gpu=int(config["gpu"]),
+        gpu=lambda wildcards: int(config["gpu"] and gradient_steps(run_plan(wildcards).method)),
     params:
         store=lambda wildcards: store_folder(run_plan(wildcards).test_store),
         run=subpath(input.model, parent=True),

@@ -46,7 +46,7 @@ rule search:
         mem_mb=memory(8000),
         # Trials run one after the other.
         runtime="24h",
-        gpu=int(config["gpu"]),
+        gpu=lambda wildcards: int(config["gpu"] and gradient_steps(searched(wildcards).method)),
     params:
         store=lambda wildcards: store_folder(searched(wildcards).store),
         # An interrupted search resumes from the trials in this folder.

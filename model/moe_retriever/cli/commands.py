@@ -133,8 +133,9 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _print_metrics(content: dict[str, Any]) -> None:
     from moe_retriever.metrics import METRIC_NAMES
+    from moe_retriever.suites.published import dataset_title
 
-    title = f"{content['method']} on {content['dataset']} ({content['origin']}), {content['part']}"
+    title = f"{content['method']} on {dataset_title(content['dataset'], content['title'])} ({content['origin']})"
     rows = []
     for name, v in content["metrics"].items():
         interval = "" if v["low"] is None else f"{v['low']:.4f} … {v['high']:.4f}"
@@ -145,7 +146,7 @@ def _print_metrics(content: dict[str, Any]) -> None:
         rows.append((name, f"{content['majority']['accuracy']:.4f}", ""))
     for name in ("temperature", "threshold") if content["decision"]["n_validation"] else ():
         rows.append((f"{name} (validation samples)", f"{content['decision'][name]:.4f}", ""))
-    print_table(f"{title}, n = {content['n_evaluated']}", ("metric", "value", "95% interval"), rows)
+    print_table(f"{title}, {content['part']}, n = {content['n_evaluated']}", ("metric", "value", "95% interval"), rows)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -211,6 +211,7 @@ def evaluate_run(
     content = {
         **{k: getattr(config, k) for k in ("method", "preset", "seed")},
         **{k: getattr(origin, k) for k in ("dataset", "store_id", "origin", "task", "scheme")},
+        "title": store.manifest.title,
         **_mask_record(run / MASK_NAME if origin.mask is not None else None),
         "test": test | _mask_record(mask_file) if name else None,
         "modalities": list(data.spec.names),

@@ -8,7 +8,7 @@ import polars as pl
 
 from moe_retriever.report.references import Bibliography
 from moe_retriever.report.stores import public, shared
-from moe_retriever.suites.published import hidden_text
+from moe_retriever.suites.published import dataset_title, hidden_text
 from mrpipe.experiment.missingness import AT_LOAD, p_text
 from mrpipe.schema import Modality
 from mrpipe.store.masks import combination_name
@@ -37,11 +37,6 @@ def listed(items: Sequence[str]) -> str:
 def plural(n: int, noun: str) -> str:
     """`1 sample`, `2,199 samples`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def short_title(store: Store) -> str:
-    """The title of a data set up to the first colon."""
-    return store.manifest.title.split(":")[0]
 
 
 def _shape(m: Modality) -> str:
@@ -118,7 +113,7 @@ def split_sentences(store: Store, scheme: str) -> str:
         entry["method"], f"drawn at random at the subject level{stratified} with seed {entry.get('seed', 0)}"
     )
     said = f"; {entry['description']}" if entry.get("description") else ""
-    title = short_title(store)
+    title = dataset_title("", store.manifest.title)
     return f"The split {scheme} of {title} was {how} ({counts} samples for training / validation / test{said})."
 
 

@@ -25,7 +25,7 @@ from moe_retriever.report.methods_data import (
 from moe_retriever.report.references import Bibliography, changed_options
 from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
-from moe_retriever.suites.published import dataset_title, method_title, published_rows, task_title
+from moe_retriever.suites.published import method_title, published_rows, task_title
 from mrpipe.store.reader import Store
 
 # Options that the text states for every trained method, in this order.
@@ -102,7 +102,7 @@ def _protocol(runs: Sequence[ReportedRun], stores: Sequence[Store]) -> str:
         classes = m["classes"]
         of_task = ", ".join(classes) if len(classes) <= MOST_CLASSES else f"{len(classes)} classes"
         target = f"{task_title(task)} ({of_task or 'a number'})"
-        data = dataset_title(m["dataset"])
+        data = own[0].dataset
         text.append(f"For {data}, the task was to predict {target} from {'; '.join(seen)} (split {scheme}{sizes}).")
         without = max(sum(run.metrics["n_without_modality"].values()) for run in own)
         if without:

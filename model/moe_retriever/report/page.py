@@ -20,7 +20,7 @@ from moe_retriever.report import benchmarks, cautions, cost
 from moe_retriever.report.answers import compare
 from moe_retriever.report.clinical import describe_clinical
 from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
-from moe_retriever.report.methods_data import listed, short_title
+from moe_retriever.report.methods_data import listed
 from moe_retriever.report.methods_text import MethodsText, methods_text
 from moe_retriever.report.quality import describe_quality, quality_folder
 from moe_retriever.report.references import changed_options
@@ -28,7 +28,7 @@ from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
 from moe_retriever.suites.answer import MOST, sentences
-from moe_retriever.suites.published import DATASETS, dataset_title, method_title
+from moe_retriever.suites.published import dataset_title, method_title
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError, values_shown
 from mrpipe.privacy import SMALL, Count, markdown_text, rounded
@@ -138,7 +138,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         methods=_with_links(methods_text([*runs, *cells], stores, searches)),
         costs=costs,
         jobs=jobs,
-        sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
+        sealed=[{"title": dataset_title("", s.manifest.title), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
     # Regions that scroll can be reached by keyboard, also those of embedded suites.
     html = re.sub(r'(<div class="scroll(?: tall)?")>', r'\1 tabindex="0">', html)
@@ -206,7 +206,7 @@ def _number(value: float | None) -> str:
 def _title(stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]) -> str:
     if len(suites) == 1 and not runs:
         return suites[0].title
-    titles = [dataset_title(s.manifest.dataset) if s.manifest.dataset in DATASETS else short_title(s) for s in stores]
+    titles = [dataset_title(s.manifest.dataset, s.manifest.title) for s in stores]
     names = list(dict.fromkeys(titles or [r.dataset for r in runs]))
     return f"{'Results on' if runs or suites else 'Data:'} {listed(names)}" if names else "Results"
 
@@ -214,13 +214,10 @@ def _title(stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequenc
 def _origins(
     stores: Sequence[Store], runs: Sequence[ReportedRun], suites: Sequence[ReportedSuite]
 ) -> dict[str, list[str]]:
-    said = [(s.manifest.origin, s.manifest.dataset) for s in stores]
-    said += [(r.metrics["origin"], r.metrics["dataset"]) for r in runs]
-    said += [pair for suite in suites for pair in suite.origins]
-    found: dict[str, list[str]] = {"simulated": [], "export": []}
-    for origin, name in dict.fromkeys(said):
-        found.setdefault(origin, []).append(dataset_title(name))
-    return found
+    said = [(s.manifest.origin, dataset_title(s.manifest.dataset, s.manifest.title)) for s in stores]
+    said += [(r.metrics["origin"], r.dataset) for r in runs]
+    said += [(origin, dataset_title(name)) for suite in suites for origin, name in suite.origins]
+    return {key: [name for origin, name in dict.fromkeys(said) if origin == key] for key in ("simulated", "export")}
 
 
 def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ class ReportedRun:
     @property
     def dataset(self) -> str:
         """Displayed name of the data set."""
-        return dataset_title(self.metrics["dataset"])
+        return dataset_title(self.metrics["dataset"], self.metrics.get("title", ""))
 
     @property
     def experiment(self) -> tuple[str, ...]:

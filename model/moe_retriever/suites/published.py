@@ -43,9 +43,9 @@ def published_table() -> pl.DataFrame:
     return pl.read_csv(FILE, schema_overrides={"drop": pl.String})
 
 
-def dataset_title(dataset: str) -> str:
-    """The paper's name of a data set, otherwise the given one."""
-    return DATASETS[dataset][0] if dataset in DATASETS else dataset
+def dataset_title(dataset: str, title: str = "") -> str:
+    """The paper's name of a data set, otherwise the title of its store up to a colon, or the given name."""
+    return DATASETS[dataset][0] if dataset in DATASETS else title.split(":")[0] or dataset
 
 
 def task_title(task: str) -> str:

@@ -50,6 +50,7 @@ class ColumnProfile:
         kind: number, codes (few whole numbers), categories, date, text, identifier, censored (numbers and limits such
             as <0.5), mixed (numbers and other text), empty, or the dtype of a column without plain values.
         format: of dates, empty for ISO 8601; None if it is unknown.
+        nearly: the format of most dates, if others are not of it.
         levels: number of rows of each value; empty if values may not be quoted.
         codes: values that may be codes for missing.
         unique, joins: whether values do not repeat (apart from a few errors), and whether they may be ids.
@@ -59,6 +60,7 @@ class ColumnProfile:
     ref: Ref
     kind: str
     format: str | None = None
+    nearly: str | None = None
     n_known: int = 0
     n_distinct: int = 0
     levels: dict[str, int] = field(default_factory=dict)
@@ -103,6 +105,12 @@ class Sheet:
         """The distinct values of a column of ids."""
         return self.table.read([column]).select(id_text(column, ()).alias("id"))["id"].drop_nulls().unique()
 
+    def other_date(self, column: str, form: str) -> str:
+        """The place of the first date that is not of a format, without its value."""
+        other = known_text(column, ()).is_not_null() & clock(column, form).is_null()
+        rows, form = self.table.read([column]).filter(other)["__row"], f"dates of the format {form or 'ISO 8601'}"
+        return str(self.table.fault(form, "another format", column=column, rows=rows))
+
 
 def _column(table: RawTable, raw: pl.Series) -> ColumnProfile:
     header, name = table.header, raw.name
@@ -128,15 +136,15 @@ def _column(table: RawTable, raw: pl.Series) -> ColumnProfile:
         kind = "identifier"
     else:
         kind = "codes" if whole and 2 < n_distinct <= FEW_CODES else "number"
-    dates = (
-        f for f in _FORMATS if kind == "date" and values.to_frame().select(clock(name, f)).null_count().item() == 0
-    )
+    others = {f: values.to_frame().select(clock(name, f)).null_count().item() for f in _FORMATS * (kind == "date")}
+    form = min(others, key=lambda f: others[f], default="")
     quoted = not person and n_distinct <= _QUOTED and (counts["count"] >= _SHARED_BY).all()
     return ColumnProfile(
         name=name,
         ref=ref,
         kind=kind,
-        format=next(dates, None),
+        format=form if others.get(form) == 0 else None,
+        nearly=form if 0 < others.get(form, 0) < len(values) / 2 else None,
         n_known=len(text),
         n_distinct=n_distinct,
         levels=dict(counts.iter_rows()) if quoted else {},

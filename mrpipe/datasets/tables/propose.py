@@ -210,17 +210,18 @@ class _Proposal:
             self.time = None
         self.unused: dict[tuple[str, Ref], str] = {}
         self.used: dict[str, list[ColumnProfile]] = {s.file: [] for s in joined.rows}
-        for file, c in ((s.file, c) for s in joined.rows for c in joined.features(s)):
+        for sheet, c in ((s, c) for s in joined.rows for c in joined.features(s)):
             if c.name == self.label.name:
                 reason = "the label" if joined.id is None or c is not self.label else ""
             elif c.is_split or not (c.is_feature or (c.format is not None and c.kind == "date" and self.time)):
                 reason = _UNUSED.get(c.kind, "a split" if c.is_split else f"values of type {c.kind}")
+                reason = reason if c.nearly is None else sheet.other_date(c.name, c.nearly)
             else:
                 reason = "may be known only after the outcome" if re.search(_FINAL, c.name, re.IGNORECASE) else ""
             if reason:
-                self.unused[file, c.ref] = reason
+                self.unused[sheet.file, c.ref] = reason
             elif c is not self.label and c is not self.time:
-                self.used[file].append(c)
+                self.used[sheet.file].append(c)
 
     def _choose_label(self) -> tuple[Sheet, ColumnProfile, str]:
         """The likeliest label, its table, and the reason with the other candidates."""

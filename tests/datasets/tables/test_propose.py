@@ -365,3 +365,14 @@ def test_row_numbers_of_other_programs_are_no_ids(tmp_path: Path, name: str) -> 
     declared = proposal(tmp_path / "raw", {"a.csv": f"{name},patient,age,label\n{rows}"})
     assert declared["id"] == "patient"
     assert "exclude" not in declared  # patterns match no column without a name
+
+
+def test_a_date_of_another_format_is_reported_by_its_line_not_its_value(tmp_path: Path) -> None:
+    rows = [[k, f"{1 + k % 28:02d}.03.2020", k % 7 / 3, k % 2] for k in range(N)]
+    rows[4][1] = "31.31.2020"
+    (tmp_path / "a.csv").write_text(csv("id,seen,x,y", rows))
+    text = propose(tmp_path, ["a.csv"])
+    assert (
+        "- seen  # a.csv, column 'seen', line 6: expected dates of the format %d.%m.%Y; found another format\n" in text
+    )
+    assert "31.31" not in text

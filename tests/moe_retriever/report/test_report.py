@@ -251,7 +251,7 @@ def test_a_page_with_many_experiments_stays_small(
         (many[-1] / "metrics.json").write_text(json.dumps(metrics))
     write_report(Inputs(runs=many, stores=[store.path]), tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
-    assert len(re.findall("<caption>toy: outcome from table", text)) == 60
+    assert len(re.findall("<caption>Toy: outcome from table", text)) == 60
     # Three of the first experiment, four of its clinical performance and two of the store; cautions of each experiment.
     assert len(re.findall("<svg", text)) == 5 + 4
     assert len(text) < 1.5e6
@@ -262,7 +262,7 @@ def test_a_page_with_many_experiments_stays_small(
 def test_the_answer_is_written_next_to_the_page(page: Path) -> None:
     said, *tables = (page.parent / "answer.md").read_text().split("\n\n")
     (sentence,) = said.splitlines()
-    assert sentence.startswith("* On simulated toy (")
+    assert sentence.startswith("* On simulated Toy (")
     assert html.escape(sentence.removeprefix("* "), quote=False) in html.unescape(page.read_text())
     assert "MoE-Retriever is " in sentence
     assert "majority class" in sentence
@@ -392,7 +392,7 @@ def test_runs_with_other_transforms_form_an_experiment_and_are_described(
     assert "Other runs" not in usual
     assert f"Other runs used transforms with clip=2.0, impute=median: {imputed} median, {scaled} ±2" in other
     assert "Other runs used transforms with ld_r2=0.0." in other
-    assert "toy: outcome from table + series (clip=2.0, impute=median)" in other
+    assert "Toy: outcome from table + series (clip=2.0, impute=median)" in other
     assert "transform impute=median" in other
 
 
