@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.report.methods_data import plural
 from moe_retriever.report.runs import ReportedRun
 
@@ -67,12 +68,13 @@ def of_store(described: Mapping[str, Any]) -> list[Caution]:
 
 
 def _named(some: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
-    """Labels of some of the runs, with their seeds if not all runs of a label are included."""
+    """Displayed names of some of the runs, with their seeds if not all runs of a label are included."""
     said = []
     for label in dict.fromkeys(run.label for run in some):
         seeds, every = ({run.seed for run in those if run.label == label} for those in (some, runs))
         numbers = ", ".join(map(str, sorted(seeds)))
-        said.append(label if seeds == every else f"{label} (seed{'s' * (len(seeds) > 1)} {numbers})")
+        name = method_title(label)
+        said.append(name if seeds == every else f"{name} (seed{'s' * (len(seeds) > 1)} {numbers})")
     return ", ".join(said)
 
 

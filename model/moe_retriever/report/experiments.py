@@ -92,7 +92,9 @@ def _by_group(scores: pl.DataFrame, by: str, labels: Sequence[str], metric: Metr
     """Sizes of groups, and one metric by group; for modality combinations also the worst one and the mean."""
     mean_n = pl.col("n").mean().fill_null(0).round().cast(int)
     sizes = dict(scores.filter(by=by).group_by("group", maintain_order=True).agg(mean_n).iter_rows())
-    texts = {g: f"{g.replace('+', ' + ')} (n = {n:,})".replace("= 0)", f"< {SMALL})") for g, n in sizes.items()}
+    texts = {
+        g: f"{g.replace('+', ' + ')} (n\xa0=\xa0{n:,})".replace("=\xa00)", f"<\xa0{SMALL})") for g, n in sizes.items()
+    }
     columns = {text: scores.filter(by=by, group=g) for g, text in texts.items()}
     if by == "combination":
         columns |= {"worst": scores.filter(by="worst_pattern"), "mean": scores.filter(by="mean_over_patterns")}

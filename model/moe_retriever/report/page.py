@@ -26,7 +26,7 @@ from moe_retriever.report.references import about, changed_options
 from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
-from moe_retriever.suites.answer import MOST, sentences
+from moe_retriever.suites.answer import MOST, forests, sentences
 from moe_retriever.suites.published import DATASETS, dataset_title, method_title
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError, values_shown
@@ -127,7 +127,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         title=_title(stores, runs, suites),
         origins=_origins(stores, runs, suites),
         stores=described,
-        drawn=[(a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())],
+        drawn=forests(answers),
         most=MOST,
         suite_cautions=list(of_suites.items()),
         clinical=clinical,

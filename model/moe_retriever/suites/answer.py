@@ -7,8 +7,11 @@ strongest control. `holds` of an estimate is corrected for all rivals (Holm); in
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
+
+from markupsafe import Markup
 
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison
@@ -19,8 +22,9 @@ from moe_retriever.suites.render import PageTable, bullets, markdown_grid, numbe
 from moe_retriever.suites.spec import BEST
 from mrpipe.privacy import Count
 
-# With more comparisons than this, they are summarised by data set, and only the first are drawn.
-MOST = 6
+# With more comparisons than this, they are summarised by data set, and only the first are drawn; those with more rows
+# than the second number in all are closed at first, except the first one.
+MOST, MOST_ROWS = 6, 24
 # Nouns for the samples of a data set.
 _NOUNS = {"CMU-MOSI": "clips", "mosei": "clips", "ch_sims": "clips", "ENRICO": "screens"}
 
@@ -154,6 +158,14 @@ class Compared:
     def name(self) -> str:
         """Data set and view."""
         return f"{self.data}, {self.view}" if self.view else self.data
+
+
+def forests(compared: Sequence[Compared]) -> tuple[tuple[str, Markup, bool], ...]:
+    """Caption and SVG of the forest plots of the first comparisons, and whether each is open at first."""
+    drawn = [c for c in compared[:MOST] if c.differences]
+    rows = accumulate(len(c.differences) for c in drawn)
+    shown = (n <= MOST_ROWS or c is drawn[0] for c, n in zip(drawn, rows, strict=True))
+    return tuple((c.forest_title(), Markup(c.forest()), of) for c, of in zip(drawn, shown, strict=True))
 
 
 def sentences(compared: Sequence[Compared]) -> list[str]:

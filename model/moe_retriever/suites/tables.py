@@ -12,13 +12,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, read_metrics, tested, with_hidden
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
-from moe_retriever.suites.answer import MOST, Compared, answer_markdown, sentences
+from moe_retriever.suites.answer import Compared, answer_markdown, forests, sentences
 from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
 from moe_retriever.suites.ranks import rank_table
@@ -195,7 +194,7 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
         notes=tuple(_notes(suite, columns, scores)),
         faults=tuple(folder for f in columns for folder in f.missing),
         answer=tuple(sentences(answers)),
-        forests=tuple((a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())),
+        forests=forests(answers),
     )
 
 
