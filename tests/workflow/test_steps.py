@@ -39,7 +39,7 @@ def run(steps: Steps, clock: Clock, job: int, seconds: float) -> None:
         ("prepare", {"dataset": "adni", "modality": "image", "part": "0", "total": "4"}, "adni: image, part 1 of 4"),
         ("train", {"experiment": "e", "method": "muse-0d24c5a1", "seed": "2"}, "e: training of MUSE, seed 2"),
         ("train", {"experiment": "e", "method": "moe_retriever", "seed": "2"}, "e: training of MoE-Retriever, seed 2"),
-        ("mask", {"dataset": "m", "mask": "mcar-p0.3-seed0"}, "m: simulated missingness: MCAR, p 0.3, seed 0"),
+        ("mask", {"dataset": "m", "mask": "mcar-p0.3-seed0"}, "m: simulated missingness: MCAR, p0.3, seed0"),
         ("report_page", {}, "report"),
         ("my_rule", {"dataset": "mine"}, "mine: my rule"),
     ],

@@ -40,8 +40,7 @@ class PlannedStep:
         part = str(int(self.wildcards.get("part", 0)) + 1)
         method = method_title(re.sub("-[0-9a-f]{8}$", "", self._get("method")))
         mechanism, *settings = self._get("mask").split("-")
-        numbers = [re.sub(r"^(p|seed|strength|blocks)(?=\d)", r"\1 ", text).replace("_", " ") for text in settings]
-        mask = ", ".join([NAMES["mechanisms"].get(mechanism, [mechanism])[0], *numbers])
+        mask = ", ".join([NAMES["mechanisms"].get(mechanism, [mechanism])[0], *settings])
         values = {**self.wildcards, "part": part, "method": method, "mask": mask}
         text = TEXTS.get(self.rule, self.rule.replace("_", " ")).format_map(values)
         place = self._get("dataset", "experiment", "suite")

@@ -92,9 +92,7 @@ def _by_group(scores: pl.DataFrame, by: str, labels: Sequence[str], metric: Metr
     """Sizes of groups, and one metric by group; for modality combinations also the worst one and the mean."""
     mean_n = pl.col("n").mean().fill_null(0).round().cast(int)
     sizes = dict(scores.filter(by=by).group_by("group", maintain_order=True).agg(mean_n).iter_rows())
-    texts = {
-        g: f"{g.replace('+', ' + ')} (n\xa0=\xa0{n:,})".replace("=\xa00)", f"<\xa0{SMALL})") for g, n in sizes.items()
-    }
+    texts = {g: f"{g.replace('+', ' + ')} (n = {n:,})".replace("= 0)", f"< {SMALL})") for g, n in sizes.items()}
     columns = {text: scores.filter(by=by, group=g) for g, text in texts.items()}
     if by == "combination":
         columns |= {"worst": scores.filter(by="worst_pattern"), "mean": scores.filter(by="mean_over_patterns")}
@@ -129,8 +127,7 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
         pictures.append(draw(figure, figures / f"{anchor}-{kind}.svg", label=label, caption=caption))
 
     if runs[0].metrics["mask"]:
-        label = "Number of test samples for each combination of remaining modalities; the table of accuracies by "
-        label += "observed modalities has the same numbers."
+        label = "Test samples by remaining modalities; the table by observed modalities has the same numbers."
         caption = "Modalities of the test samples after the simulated missingness."
         add("availability", plots.availability(sizes, runs[0].metrics["modalities"]), label, caption)
     trained = [run for run in runs if (run.folder / "history.parquet").is_file()]
@@ -148,12 +145,9 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
     for run in [r for r in runs if (r.folder / "routing.parquet").is_file()][:1]:
         name = method_title(run.label)
         label = f"Share of the gate weight of {name} by expert, missing modality and observed modalities."
-        caption = (
-            f"Expert routing of {name}, seed {run.seed}: share of the gate weight per expert, for each missing "
-            "modality and combination of observed modalities. Tokens visit "
-        )
         pooled = run.options.get("context_routing", True)
-        caption += "only the shared experts and those of the missing modality." if pooled else "any expert."
+        visited = "only the shared experts and those of the missing modality" if pooled else "any expert"
+        caption = f"Expert routing of {name}, seed {run.seed}: share of the gate weight. Tokens visit {visited}."
         add("routing", _routing_figure(run), label, caption)
     return pictures
 

@@ -106,7 +106,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     datasets = [key[0] for key in experiments]
     answers = [compare(members, named=datasets.count(k[0]) > 1) for k, members in experiments.items()]
     for section, members, answer in zip(sections, experiments.values(), answers, strict=True):
-        section |= {"answer": answer, "cautions": cautions.of_experiment(members)}
+        section |= {"answer": answer, "cautions": cautions.of_experiment(members), "costs": cost.of_experiment(members)}
         names = [m.removesuffix(" (%)") for m in section["metrics"]]
         for kind, main in (("main", True), ("others", False)):
             section[kind] = [i for i, m in enumerate(names) if (m in MAIN_METRICS) == main]
@@ -117,10 +117,6 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     of_suites = Counter(c.text for of in by_experiment(cells).values() for c in cautions.of_experiment(of))
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
-    costs = [
-        {"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
-        for s, members in zip(sections, experiments.values(), strict=True)
-    ]
     known_to_both = {"said": sentences(answers), "experiments": sections, "suites": suites}
     html = _template("page.html").render(
         **known_to_both,
@@ -135,7 +131,6 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         settings=settings[:MOST_SETTINGS],
         n_settings=len(settings),
         methods=_with_links(methods_text([*runs, *cells], stores, searches)),
-        costs=costs,
         jobs=jobs,
         sealed=[{"title": short_title(s), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
@@ -281,16 +276,9 @@ def run(args: argparse.Namespace) -> None:
     wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
     if wrong:
         raise UsageError(f"--qc expects STORE=DIR, got {wrong[0]!r}")
-    inputs = Inputs(
-        runs=args.runs,
-        stores=args.stores,
-        suites=args.suites,
-        cells=args.cells,
-        searches=args.searches,
-        benchmarks=args.benchmarks,
-        thresholds=[rule for rule in args.threshold if parse_threshold(rule)],
-        quality={name: Path(folder) for name, _, folder in pairs},
-    )
+    paths = {name: getattr(args, name) for name in ("runs", "stores", "suites", "cells", "searches", "benchmarks")}
+    thresholds = [rule for rule in args.threshold if parse_threshold(rule)]
+    inputs = Inputs(**paths, thresholds=thresholds, quality={name: Path(folder) for name, _, folder in pairs})
     if not (inputs.runs or inputs.stores or inputs.suites):
         raise UsageError("nothing to report: pass --runs, --stores or --suites")
     write_report(inputs, args.out)

@@ -1,7 +1,7 @@
 """Citations, numbered in order of appearance, and descriptions of methods."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,6 @@ def about(name: str) -> About:
 
 def changed_options(config: dict[str, Any]) -> dict[str, Any]:
     """Options of a run (config.json) that differ from its preset in the present version."""
-    from dataclasses import asdict
-
     from moe_retriever.config import make_config
     from moe_retriever.methods import get
 

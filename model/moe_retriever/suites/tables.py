@@ -4,7 +4,6 @@
 """
 
 import argparse
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,6 @@ from mrpipe.store.parquet import write_frame, write_text
 
 # Value and bounds, corrected p-value, and whether it differs from zero.
 _MEAN = ("mean", "low", "high")
-_RANGES = {"corr": (-1.0, 1.0), "r2": (-math.inf, 1.0), "brier": (0.0, 2.0)}  # others: 0 to 100%, or not negative
 _DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_p", "holds")
 _GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_holds")
 _REGRET = ("regret", "regret_low", "regret_high")
@@ -169,9 +167,6 @@ def _estimates(suite: SuiteSpec, filled: Filled, metric: str) -> dict[tuple[str,
 def _named(e: Estimate | None, names: Sequence[str], metric: str) -> Iterator[tuple[str, Any]]:
     if e is not None:
         bounds = [None if v is None else METRIC[metric].factor * v for v in (e.value, e.low, e.high)]
-        if names == _MEAN:
-            least, most = _RANGES.get(metric, (0.0, 100.0 if METRIC[metric].percent else math.inf))
-            bounds = [None if v is None else min(max(v, least), most) for v in bounds]
         yield from zip(names, [*bounds, e.adjusted, e.holds], strict=False)
 
 
