@@ -37,7 +37,9 @@ def run(steps: Steps, clock: Clock, job: int, seconds: float) -> None:
     [
         ("ingest", {"dataset": "adni", "modality": "image"}, "adni: image features"),
         ("prepare", {"dataset": "adni", "modality": "image", "part": "0", "total": "4"}, "adni: image, part 1 of 4"),
-        ("train", {"experiment": "e", "method": "muse-0d24c5a1", "seed": "2"}, "e: training of muse, seed 2"),
+        ("train", {"experiment": "e", "method": "muse-0d24c5a1", "seed": "2"}, "e: training of MUSE, seed 2"),
+        ("train", {"experiment": "e", "method": "moe_retriever", "seed": "2"}, "e: training of MoE-Retriever, seed 2"),
+        ("mask", {"dataset": "m", "mask": "mcar-p0.3-seed0"}, "m: simulated missingness: MCAR, p0.3, seed0"),
         ("report_page", {}, "report"),
         ("my_rule", {"dataset": "mine"}, "mine: my rule"),
     ],
@@ -66,7 +68,7 @@ def test_a_line_has_the_run_time_and_the_time_left(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.splitlines() == [
         # The report, of which nothing is known yet, counts as much as the mean of the others.
         "[1/7] mosi: training of late, seed 0, 30 s; about 3 min left",
-        "[2/7] mosi: training of muse, seed 0, 60 s; about 4 min left",
+        "[2/7] mosi: training of MUSE, seed 0, 60 s; about 4 min left",
         "[3/7] mosi: training of late, seed 0, 30 s; about 3 min left",
         "[4/7] report, 1 s; about 3 min left",
     ]

@@ -16,6 +16,9 @@ from statistics import fmean, median
 
 import yaml
 
+from moe_retriever.catalogue import method_title
+from moe_retriever.suites.published import NAMES
+
 from .runs import PlannedRun
 
 TEXTS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("steps.yaml").read_text(encoding="utf-8"))
@@ -28,15 +31,17 @@ _EXPLAINED = ("CalledProcessError in file", "Exiting because a job execution fai
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A job: its rule and wildcards; in words, parts are counted from 1, and methods have no hash of their settings."""
+    """A job: its rule and wildcards; in words, parts are counted from 1, and methods and masks have displayed names."""
 
     rule: str
     wildcards: Mapping[str, str]
 
     def __str__(self) -> str:
         part = str(int(self.wildcards.get("part", 0)) + 1)
-        method = re.sub(r"(-[0-9a-f]{8})?(-tuned\d+)?$", "", self._get("method"))
-        values = {**self.wildcards, "part": part, "method": method}
+        method = method_title(re.sub(r"(-[0-9a-f]{8})?(-tuned\d+)?$", "", self._get("method")))
+        mechanism, *settings = self._get("mask").split("-")
+        mask = ", ".join([NAMES["mechanisms"].get(mechanism, [mechanism])[0], *settings])
+        values = {**self.wildcards, "part": part, "method": method, "mask": mask}
         text = TEXTS.get(self.rule, self.rule.replace("_", " ")).format_map(values)
         place = self._get("dataset", "experiment", "suite")
         return f"{place}: {text}" if place else text

@@ -35,12 +35,13 @@ MOST_GROUPS = 1000
 class Estimate:
     """A mean or difference, and (variance, degrees of freedom) of the parts of its deviation, if it has an interval.
 
-    `adjusted` is the p-value after correction for multiple comparisons.
+    `adjusted` is the p-value after correction for multiple comparisons; the interval ends at `limits`.
     """
 
     value: float
     parts: tuple[tuple[float, int], ...] = ()
     adjusted: float | None = None
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half of the interval's width, if there is one."""
@@ -48,11 +49,11 @@ class Estimate:
 
     @property
     def low(self) -> float | None:
-        return self.value - self.half_width() if self.parts else None
+        return max(self.value - self.half_width(), self.limits[0]) if self.parts else None
 
     @property
     def high(self) -> float | None:
-        return self.value + self.half_width() if self.parts else None
+        return min(self.value + self.half_width(), self.limits[1]) if self.parts else None
 
     @property
     def p(self) -> float | None:

@@ -7,7 +7,7 @@ Legend: n samples, C classes, S seeds, K groups of test subjects.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,15 @@ from numpy.typing import NDArray
 from moe_retriever.data.scores import PLAIN, Floats, Labels, Rules, lower_is_better, score
 from moe_retriever.evaluation.bootstrap import weighted_metrics
 from moe_retriever.evaluation.intervals import Estimate, estimate, holm, leave_out_weights
+from moe_retriever.metrics import METRIC
+
+_RANGES = {"corr": (-1.0, 1.0), "r2": (-np.inf, 1.0), "brier": (0.0, 2.0)}  # others: a share, or not negative
+
+
+def limited(found: Estimate, metric: str, *, difference: bool = False) -> Estimate:
+    """A mean or difference whose interval ends at the range of the metric, or of a difference of two of its values."""
+    low, high = _RANGES.get(metric, (0.0, 1.0 if METRIC[metric].percent else np.inf))
+    return replace(found, limits=(low - high, high - low) if difference else (low, high))
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Comparison:
         values = self.values(method, metric)
         if len(values) < len(seeds):
             return None
-        return estimate(np.array(values), self._without_groups(method, metric, seeds))
+        return limited(estimate(np.array(values), self._without_groups(method, metric, seeds)), metric)
 
     def difference(self, method: str, other: str, metric: str) -> Estimate | None:
         """Mean of method − other over their common seeds; None without common seeds or if undefined for one of them.
@@ -92,7 +101,8 @@ class Comparison:
         if len(seeds) == 1 < max(len(self.seeds(method)), len(self.seeds(other))):
             return Estimate(known[0])
         one, two = self._without_groups(method, metric, seeds), self._without_groups(other, metric, seeds)
-        return estimate(np.array(known), None if one is None or two is None else one - two)
+        found = estimate(np.array(known), None if one is None or two is None else one - two)
+        return limited(found, metric, difference=True)
 
     def differences(self, methods: Iterable[str], other: str, metric: str) -> dict[str, Estimate | None]:
         """`difference` of each method (except `other`) to the other, with p-values corrected for all of them."""

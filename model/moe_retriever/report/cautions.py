@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from moe_retriever.catalogue import method_title
 from moe_retriever.report.methods_data import plural
 from moe_retriever.report.runs import ReportedRun
 
 FEW_SEEDS = 3
 SMALL_TEST = 100
+MOST_NAMED = 6
 
 
 class Caution(NamedTuple):
@@ -20,31 +22,24 @@ class Caution(NamedTuple):
 def of_experiment(runs: Sequence[ReportedRun]) -> list[Caution]:
     """Warnings about the runs of one experiment."""
     first = runs[0].metrics
-    found: list[tuple[str, str]] = []
     trained = [run for run in runs if run.method != "majority"]
-    if constant := [r for r in trained if _is_constant(r)]:
-        text = "All test samples were assigned to one class, so the accuracy is the frequency of that class."
-        found.append((text, _named(constant, runs)))
-    if below := [r for r in trained if r not in constant and _below_majority(r)]:
-        text = f"The accuracy is below that of always predicting {first['majority']['class']}."
-        found.append((text, _named(below, runs)))
-    seeds = {run.seed for run in runs}
-    if trained and len(seeds) < FEW_SEEDS:
-        verb = "is" if len(seeds) == 1 else "are"
-        text = f"There {verb} only {plural(len(seeds), 'seed')}, so differences between methods may be due to chance."
-        found.append((text, ""))
-    if first["n"]["test"] < SMALL_TEST:
-        text = f"There are only {first['n']['test']} test samples; consider the intervals when comparing methods."
-        found.append((text, ""))
-    noted = {note: "" for run in runs for note in run.metrics["training"].get("notes", ())}
-    found += noted.items()
-    if cut := [r for r in runs if r.metrics["training"].get("best_epoch") == r.config["common"]["epochs"]]:
-        text = "The best validation score was reached in the last epoch; longer training may improve the results."
-        found.append((text, _named(cut, runs)))
-    if untaught := [r for r in runs if _from_random_images(r)]:
-        text = "The image encoder started from random weights; pretrained ones (option image_weights) may do better."
-        found.append((text, _named(untaught, runs)))
-    return [Caution(text, who) for text, who in found]
+    constant = [r for r in trained if _is_constant(r)]
+    below = [r for r in trained if r not in constant and _below_majority(r)]
+    cut = [r for r in runs if r.metrics["training"].get("best_epoch") == r.config["common"]["epochs"]]
+    untaught = [r for r in runs if _from_random_images(r)]
+    n_seeds, n_test = len({run.seed for run in runs}), first["n"]["test"]
+    seeds = f"There {'is' if n_seeds == 1 else 'are'} only {plural(n_seeds, 'seed')}"
+    tests = f"There {'is' if f'{n_test}' == '1' else 'are'} only {plural(n_test, 'test sample')}"
+    found = [
+        ("All test samples were assigned to one class, so the accuracy is the frequency of that class.", constant),
+        (f"The accuracy is below that of always predicting {first['majority']['class']}.", below),
+        (f"{seeds}, so differences between methods may be due to chance.", trained and n_seeds < FEW_SEEDS),
+        (f"{tests}; consider the intervals when comparing methods.", n_test < SMALL_TEST),
+        *dict.fromkeys((note, True) for run in runs for note in run.metrics["training"].get("notes", ())),
+        ("The best validation score was reached in the last epoch; longer training may improve the results.", cut),
+        ("The image encoder started from random weights; the option image_weights has pretrained ones.", untaught),
+    ]
+    return [Caution(text, _named(of, runs) if isinstance(of, list) else "") for text, of in found if of]
 
 
 def of_store(described: Mapping[str, Any]) -> list[Caution]:
@@ -67,13 +62,14 @@ def of_store(described: Mapping[str, Any]) -> list[Caution]:
 
 
 def _named(some: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
-    """Labels of some of the runs, with their seeds if not all runs of a label are included."""
+    """Displayed names of some of the runs, with their seeds if not all runs of a label are included."""
     said = []
     for label in dict.fromkeys(run.label for run in some):
         seeds, every = ({run.seed for run in those if run.label == label} for those in (some, runs))
         numbers = ", ".join(map(str, sorted(seeds)))
-        said.append(label if seeds == every else f"{label} (seed{'s' * (len(seeds) > 1)} {numbers})")
-    return ", ".join(said)
+        name = method_title(label)
+        said.append(name if seeds == every else f"{name} (seed{'s' * (len(seeds) > 1)} {numbers})")
+    return ", ".join(said[:MOST_NAMED] + [f"and {len(said) - MOST_NAMED} more"] * (len(said) > MOST_NAMED))
 
 
 def _is_constant(run: ReportedRun) -> bool:

@@ -107,7 +107,7 @@ def inline_svg(text: str, *, name: str, label: str, file: str) -> Markup:
     return Markup(root + content[len(opening[0]) :])
 
 
-def draw(figure: Figure, path: Path, *, label: str, caption: str) -> Picture:
+def draw(figure: Figure, path: Path, *, label: str, caption: str = "") -> Picture:
     """Save a figure as a reproducible SVG file and return it for the page."""
     text = svg(figure, path.stem)
     write_text(path, text)

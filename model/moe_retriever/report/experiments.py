@@ -127,8 +127,7 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
         pictures.append(draw(figure, figures / f"{anchor}-{kind}.svg", label=label, caption=caption))
 
     if runs[0].metrics["mask"]:
-        label = "Number of test samples for each combination of remaining modalities; the table of accuracies by "
-        label += "observed modalities has the same numbers."
+        label = "Test samples by remaining modalities; the table by observed modalities has the same numbers."
         caption = "Modalities of the test samples after the simulated missingness."
         add("availability", plots.availability(sizes, runs[0].metrics["modalities"]), label, caption)
     trained = [run for run in runs if (run.folder / "history.parquet").is_file()]
@@ -146,12 +145,9 @@ def _pictures(runs: Sequence[ReportedRun], sizes: dict[str, int], anchor: str, f
     for run in [r for r in runs if (r.folder / "routing.parquet").is_file()][:1]:
         name = method_title(run.label)
         label = f"Share of the gate weight of {name} by expert, missing modality and observed modalities."
-        caption = (
-            f"Expert routing of {name}, seed {run.seed}: share of the gate weight per expert, for each missing "
-            "modality and combination of observed modalities. Tokens visit "
-        )
         pooled = run.options.get("context_routing", True)
-        caption += "only the shared experts and those of the missing modality." if pooled else "any expert."
+        visited = "only the shared experts and those of the missing modality" if pooled else "any expert"
+        caption = f"Expert routing of {name}, seed {run.seed}: share of the gate weight. Tokens visit {visited}."
         add("routing", _routing_figure(run), label, caption)
     return pictures
 

@@ -36,7 +36,7 @@ def listed(items: Sequence[str]) -> str:
 
 def plural(n: int, noun: str) -> str:
     """`1 sample`, `2,199 samples`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{n:,} {noun}{'' if f'{n}' == '1' else 's'}"
 
 
 def _shape(m: Modality) -> str:

@@ -27,7 +27,7 @@ from moe_retriever.report.references import changed_options
 from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
-from moe_retriever.suites.answer import MOST, sentences
+from moe_retriever.suites.answer import MOST, forests, sentences
 from moe_retriever.suites.published import dataset_title, method_title
 from moe_retriever.training.search_result import read_best
 from mrpipe.errors import UsageError, values_shown
@@ -107,7 +107,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     datasets = [key[0] for key in experiments]
     answers = [compare(members, named=datasets.count(k[0]) > 1) for k, members in experiments.items()]
     for section, members, answer in zip(sections, experiments.values(), answers, strict=True):
-        section |= {"answer": answer, "cautions": cautions.of_experiment(members)}
+        section |= {"answer": answer, "cautions": cautions.of_experiment(members), "costs": cost.of_experiment(members)}
         names = [m.removesuffix(" (%)") for m in section["metrics"]]
         for kind, main in (("main", True), ("others", False)):
             section[kind] = [i for i, m in enumerate(names) if (m in MAIN_METRICS) == main]
@@ -118,17 +118,13 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     of_suites = Counter(c.text for of in by_experiment(cells).values() for c in cautions.of_experiment(of))
     jobs = None if inputs.benchmarks is None else benchmarks.summarise(benchmarks.read_benchmarks(inputs.benchmarks))
     settings = _settings([*runs, *cells])
-    costs = [
-        {"heading": s["heading"], "missingness": s["missingness"], "rows": cost.of_experiment(members)}
-        for s, members in zip(sections, experiments.values(), strict=True)
-    ]
     known_to_both = {"said": sentences(answers), "experiments": sections, "suites": suites}
     html = _template("page.html").render(
         **known_to_both,
         title=_title(stores, runs, suites),
         origins=_origins(stores, runs, suites),
         stores=described,
-        drawn=[(a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())],
+        drawn=forests(answers),
         most=MOST,
         suite_cautions=list(of_suites.items()),
         clinical=clinical,
@@ -136,7 +132,6 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
         settings=settings[:MOST_SETTINGS],
         n_settings=len(settings),
         methods=_with_links(methods_text([*runs, *cells], stores, searches)),
-        costs=costs,
         jobs=jobs,
         sealed=[{"title": dataset_title("", s.manifest.title), "store_id": s.store_id, **sealed_at(s)} for s in stores],
     )
@@ -279,11 +274,9 @@ def run(args: argparse.Namespace) -> None:
     wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
     if wrong:
         raise UsageError(f"--qc expects STORE=DIR, got {wrong[0]!r}")
-    names = ("runs", "stores", "suites", "cells", "searches", "benchmarks")
-    given: dict[str, Any] = {name: getattr(args, name) for name in names}
-    quality = {name: Path(folder) for name, _, folder in pairs}
-    rules = [rule for rule in args.threshold if parse_threshold(rule)]
-    inputs = Inputs(**given, thresholds=rules, quality=quality)
+    paths = {name: getattr(args, name) for name in ("runs", "stores", "suites", "cells", "searches", "benchmarks")}
+    thresholds = [rule for rule in args.threshold if parse_threshold(rule)]
+    inputs = Inputs(**paths, thresholds=thresholds, quality={name: Path(folder) for name, _, folder in pairs})
     if not (inputs.runs or inputs.stores or inputs.suites):
         raise UsageError("nothing to report: pass --runs, --stores or --suites")
     write_report(inputs, args.out)

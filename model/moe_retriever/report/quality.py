@@ -68,6 +68,5 @@ def _sheet(path: Path) -> Markup | None:
         top = sheet.convert("RGB").crop((0, 0, sheet.width, min(sheet.height, SHEET_ROWS * SHEET_ROW)))
     buffer = io.BytesIO()
     top.save(buffer, format="WEBP", quality=60)
-    label = "Contact sheet: for each scan the native image with brain and grey matter outlined, the image in template "
-    label += "space, and the grey-matter map; captions give the row of the table and the reason for a failure or flag."
+    label = "Contact sheet: for each scan the native image with outlines, that in template space, and the grey matter."
     return inline_image(buffer.getvalue(), label=label, size=f' width="{top.width}" height="{top.height}"')

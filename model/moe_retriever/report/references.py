@@ -1,7 +1,7 @@
 """Citations, numbered in order of appearance, and options that differ from presets."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,6 @@ class Bibliography:
 
 def changed_options(config: dict[str, Any]) -> dict[str, Any]:
     """Options of a run (config.json) that differ from its preset in the present version."""
-    from dataclasses import asdict
-
     from moe_retriever.config import make_config
     from moe_retriever.methods import get
 

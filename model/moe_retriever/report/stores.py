@@ -39,15 +39,9 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
         plots.availability(m.pattern_counts, names),
         figures / f"{name}-availability.svg",
         label=f"Number of samples of {m.title} for each combination of {', '.join(names)}; {below}",
-        caption="Observed modality combinations. Each row is a combination of the modalities marked by dots; the bar "
-        "is its number of samples. The numbers in brackets are the samples with a modality.",
     )
-    first, last = attrition["n_before"][0], attrition["n_after"][-1]
     flow = draw(
-        plots.cohort_flow(attrition),
-        figures / f"{name}-cohort.svg",
-        label=f"Cohort flow of {m.title}, from {first} to {last} samples; {below}",
-        caption="Cohort flow: samples remaining after each step (blue) and excluded by it (orange).",
+        plots.cohort_flow(attrition), figures / f"{name}-cohort.svg", label=f"Cohort flow of {m.title}; {below}"
     )
     entries = zip(store.modalities, sorted(m.modalities, key=lambda e: e["bit"]), strict=True)
     return {

@@ -7,8 +7,11 @@ strongest control. `holds` of an estimate is corrected for all rivals (Holm); in
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
+
+from markupsafe import Markup
 
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison
@@ -19,8 +22,8 @@ from moe_retriever.suites.render import PageTable, bullets, markdown_grid, numbe
 from moe_retriever.suites.spec import BEST
 from mrpipe.privacy import Count
 
-# With more comparisons than this, they are summarised by data set, and only the first are drawn.
-MOST = 6
+# More comparisons are summarised by data set, and not drawn; forest plots with more rows in all are closed at first.
+MOST, MOST_ROWS = 6, 24
 # Nouns for the samples of a data set.
 _NOUNS = {"CMU-MOSI": "clips", "mosei": "clips", "ch_sims": "clips", "ENRICO": "screens"}
 
@@ -95,7 +98,12 @@ class Compared:
         """The data, and in brackets the numbers of samples and seeds, the view and the missingness."""
         n_seeds = max((len(self.comparison.seeds(m)) for m in self.comparison.methods if m != BEST), default=0)
         seeds, noun = f"{n_seeds} seed{'s' * (n_seeds != 1)}", _NOUNS.get(self.data, "samples")
-        parts = (f"{self.n:,} test {noun}", self.view, _hidden(self.missingness), seeds)
+        parts = (
+            f"{self.n:,} test {noun.removesuffix('s') if f'{self.n}' == '1' else noun}",
+            self.view,
+            _hidden(self.missingness),
+            seeds,
+        )
         return f"{'simulated ' * self.simulated}{self.data} ({', '.join(filter(None, parts))})"
 
     def sentence(self) -> str:
@@ -154,6 +162,14 @@ class Compared:
     def name(self) -> str:
         """Data set and view."""
         return f"{self.data}, {self.view}" if self.view else self.data
+
+
+def forests(compared: Sequence[Compared]) -> tuple[tuple[str, Markup, bool], ...]:
+    """Caption and SVG of the forest plots of the first comparisons, and whether each is open at first."""
+    drawn = [c for c in compared[:MOST] if c.differences]
+    rows = accumulate(len(c.differences) for c in drawn)
+    shown = zip(drawn, rows, strict=True)
+    return tuple((c.forest_title(), Markup(c.forest()), n <= MOST_ROWS or c is drawn[0]) for c, n in shown)
 
 
 def sentences(compared: Sequence[Compared]) -> list[str]:

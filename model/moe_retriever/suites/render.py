@@ -78,7 +78,7 @@ class Page:
         simulated: whether any of the data are simulated.
         origins: one sentence per data set with its origin.
         answer: sentences that sum up the comparisons.
-        forests: caption and SVG of the forest plots of the first comparisons.
+        forests: caption and SVG of the forest plots of the first comparisons, and whether each is open at first.
         overview: tables in the paper's layout, one per store.
         details: all other tables, collapsed in HTML.
         details_title: heading of the details.
@@ -96,7 +96,7 @@ class Page:
     faults: tuple[str, ...] = field(default=())
     details_title: str = "All metrics, with intervals and paired differences"
     answer: tuple[str, ...] = ()
-    forests: tuple[tuple[str, Markup], ...] = ()
+    forests: tuple[tuple[str, Markup, bool], ...] = ()
 
     @property
     def shown_faults(self) -> tuple[str, ...]:

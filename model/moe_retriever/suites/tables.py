@@ -4,7 +4,6 @@
 """
 
 import argparse
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +11,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 
 from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import best_possible, finished, read_metrics, tested, with_hidden
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
-from moe_retriever.suites.answer import MOST, Compared, answer_markdown, sentences
+from moe_retriever.suites.answer import Compared, answer_markdown, forests, sentences
 from moe_retriever.suites.join import joined
 from moe_retriever.suites.published import origin_sentence, origin_title, published
 from moe_retriever.suites.ranks import rank_table
@@ -30,7 +28,6 @@ from mrpipe.store.parquet import write_frame, write_text
 
 # Value and bounds, corrected p-value, and whether it differs from zero.
 _MEAN = ("mean", "low", "high")
-_RANGES = {"corr": (-1.0, 1.0), "r2": (-math.inf, 1.0), "brier": (0.0, 2.0)}  # others: 0 to 100%, or not negative
 _DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_p", "holds")
 _GAIN = ("gain", "gain_low", "gain_high", "gain_p", "gain_holds")
 _REGRET = ("regret", "regret_low", "regret_high")
@@ -170,9 +167,6 @@ def _estimates(suite: SuiteSpec, filled: Filled, metric: str) -> dict[tuple[str,
 def _named(e: Estimate | None, names: Sequence[str], metric: str) -> Iterator[tuple[str, Any]]:
     if e is not None:
         bounds = [None if v is None else METRIC[metric].factor * v for v in (e.value, e.low, e.high)]
-        if names == _MEAN:
-            least, most = _RANGES.get(metric, (0.0, 100.0 if METRIC[metric].percent else math.inf))
-            bounds = [None if v is None else min(max(v, least), most) for v in bounds]
         yield from zip(names, [*bounds, e.adjusted, e.holds], strict=False)
 
 
@@ -195,7 +189,7 @@ def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame)
         notes=tuple(_notes(suite, columns, scores)),
         faults=tuple(folder for f in columns for folder in f.missing),
         answer=tuple(sentences(answers)),
-        forests=tuple((a.forest_title(), Markup(plot)) for a in answers[:MOST] if (plot := a.forest())),
+        forests=forests(answers),
     )
 
 

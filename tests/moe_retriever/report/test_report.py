@@ -251,7 +251,7 @@ def test_a_page_with_many_experiments_stays_small(
         (many[-1] / "metrics.json").write_text(json.dumps(metrics))
     write_report(Inputs(runs=many, stores=[store.path]), tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text()
-    assert len(re.findall("<caption>Toy: outcome from table", text)) == 60
+    assert len(re.findall("<caption>Test scores", text)) == 60
     # Three of the first experiment, four of its clinical performance and two of the store; cautions of each experiment.
     assert len(re.findall("<svg", text)) == 5 + 4
     assert len(text) < 1.5e6

@@ -11,7 +11,7 @@ from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.metrics import METRIC
 from moe_retriever.plots.forest import forest
-from moe_retriever.suites.answer import MOST, Compared, answer_markdown, sentences
+from moe_retriever.suites.answer import MOST, MOST_ROWS, Compared, answer_markdown, forests, sentences
 from mrpipe.privacy import Count
 
 N = 200
@@ -64,6 +64,19 @@ def test_equal_methods_are_level() -> None:
     said = compared({"MoE-Retriever": 140, "late fusion": 140}).sentence()
     assert "MoE-Retriever is level with late fusion in accuracy" in said
     assert said.endswith("no difference shown.")
+
+
+def test_an_interval_of_a_difference_ends_at_what_is_possible() -> None:
+    runs = {"MoE-Retriever": {0: predicted(20), 1: predicted(190)}, "late fusion": {s: predicted(100) for s in (0, 1)}}
+    (e,) = compared({}, comparison=Comparison(runs)).differences.values()
+    assert e.half_width() > 1
+    assert (e.low, e.high) == (-1.0, 1.0)
+
+
+def test_only_the_first_of_several_large_forest_plots_is_open() -> None:
+    small, large = ({"MoE-Retriever": 140} | {f"m{i}": 100 for i in range(n)} for n in (2, MOST_ROWS + 1))
+    assert [drawn for *_, drawn in forests([compared(small, 1), compared(small, 1)])] == [True, True]
+    assert [drawn for *_, drawn in forests([compared(large, 1), compared(small, 1)])] == [True, False]
 
 
 def test_without_an_interval_it_is_unknown_whether_methods_differ() -> None:

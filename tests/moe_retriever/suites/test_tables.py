@@ -15,6 +15,7 @@ import pytest
 
 from moe_retriever.evaluation.bootstrap import table
 from moe_retriever.evaluation.intervals import Estimate
+from moe_retriever.evaluation.paired import limited
 from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
 from moe_retriever.metrics import METRIC
 from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
@@ -242,13 +243,18 @@ def test_regressions_have_their_metrics_in_units_of_the_target(tmp_path: Path) -
     ("metric", "low", "high"),
     [("accuracy", 0, 100), ("mae", 0, None), ("corr", -1, 1), ("r2", None, 1), ("brier", 0, 2)],
 )
-def test_intervals_of_means_end_at_the_range_of_the_metric(metric: str, low: float | None, high: float | None) -> None:
+def test_intervals_end_at_the_range_of_the_metric(metric: str, low: float | None, high: float | None) -> None:
     wide = Estimate(0.5, ((100.0, 1),))
-    mean, difference = (dict(_named(wide, names, metric)) for names in (_MEAN, _DIFFERENCE))
+    mean = dict(_named(limited(wide, metric), _MEAN, metric))
+    difference = dict(_named(limited(wide, metric, difference=True), _DIFFERENCE, metric))
     factor = METRIC[metric].factor
     assert mean["low"] == (factor * (wide.low or 0) if low is None else low)
     assert mean["high"] == (factor * (wide.high or 0) if high is None else high)
-    assert difference["difference_low"] == factor * (wide.low or 0)
+    # The largest difference of two values of the metric.
+    least, most = (
+        (factor * (wide.low or 0), factor * (wide.high or 0)) if None in (low, high) else (low - high, high - low)
+    )  # type: ignore[operator]
+    assert (difference["difference_low"], difference["difference_high"]) == (least, most)
 
 
 def test_a_metric_that_depends_on_one_subject_has_no_interval_and_says_so(tmp_path: Path) -> None:
