@@ -95,6 +95,13 @@ def test_the_first_table_is_that_of_the_demo(readme: str, project: Path) -> None
         assert [low, high] == pytest.approx([100 * row["low"], 100 * row["high"]], abs=7), row
 
 
+def test_the_page_of_the_demo_is_small(project: Path) -> None:
+    page = Path(os.environ.get("MRPIPE_DEMO", project)) / "results" / "report" / "index.html"
+    if not page.is_file():
+        pytest.skip("no results of `make demo` here")
+    assert page.stat().st_size < 600_000
+
+
 def test_rule_graph_is_current(project: Path, snakemake: Any, tmp_path: Path) -> None:
     outcome = snakemake("--rulegraph", "mermaid-js", folder=tmp_path)
     assert outcome.code == 0, outcome.text
