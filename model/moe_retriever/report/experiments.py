@@ -97,11 +97,14 @@ def _by_group(scores: pl.DataFrame, by: str, labels: Sequence[str], metric: Metr
     if by == "combination":
         columns |= {"worst": scores.filter(by="worst_pattern"), "mean": scores.filter(by="mean_over_patterns")}
     digits = _digits(scores.filter(by=by), metric)
-    rows = {
-        method_title(m): [_cell(frame.filter(method=m), metric, digits)["text"] for frame in columns.values()]
-        for m in labels
-    }
-    return {"by": by, "sizes": sizes, "columns": list(columns), "rows": rows}
+    names = [method_title(m) for m in labels]
+    cells = [[_cell(frame.filter(method=m), metric, digits)["text"] for frame in columns.values()] for m in labels]
+    # A long table is easier to read, and to print, than a wide one.
+    long = len(columns) > len(labels)
+    header, keys = (names, list(columns)) if long else (list(columns), names)
+    rows = dict(zip(keys, zip(*cells, strict=True) if long else cells, strict=True))
+    first = "method" if not long else "modalities" if by == "combination" else by
+    return {"by": by, "sizes": sizes, "first": first, "columns": header, "rows": rows}
 
 
 def _routing_figure(run: ReportedRun) -> Figure:

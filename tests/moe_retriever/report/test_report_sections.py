@@ -20,7 +20,7 @@ from PIL import Image
 from moe_retriever.metrics import METRIC
 from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.dictionary import MAX_ROWS, summarise
-from moe_retriever.report.experiments import _cell, _digits
+from moe_retriever.report.experiments import _by_group, _cell, _digits
 from moe_retriever.report.methods_text import methods_text
 from moe_retriever.report.quality import describe_quality
 from moe_retriever.report.runs import ReportedRun, read_run
@@ -379,3 +379,25 @@ def test_a_mean_over_seeds_is_undefined_if_a_seed_is() -> None:
     assert cell((None, None, None)) == cell() == {"text": "–", "interval": ""}
     metric = "mae"
     assert cell((0.5, 0.4, 0.6)) == {"text": "0.50", "interval": "[0.40, 0.60]"}
+
+
+# Scores by group.
+
+
+@pytest.mark.parametrize("n_groups", [2, 4])
+def test_scores_by_group_are_long_rather_than_wide(n_groups: int) -> None:
+    methods, groups = ("majority", "logistic", "moe_retriever"), [f"site {i}" for i in range(n_groups)]
+    columns = {"by": "subgroup", "low": None, "high": None, "n": 40}
+    rows = [{**columns, "method": m, "group": g, "value": len(m + g) / 100} for m in methods for g in groups]
+    frame = pl.DataFrame(rows, schema_overrides={"low": pl.Float64, "high": pl.Float64})
+    table = _by_group(frame, "subgroup", methods, METRIC["accuracy"])
+    found = {
+        (row, column): text
+        for row, cells in table["rows"].items()
+        for column, text in zip(table["columns"], cells, strict=True)
+    }
+    in_rows = n_groups > len(methods)
+    assert table["first"] == ("subgroup" if in_rows else "method")
+    assert len(table["rows"]) == (n_groups if in_rows else len(methods))
+    pair = ("site 1 (n = 40)", "logistic regression")
+    assert float(found[pair if in_rows else pair[::-1]]) == 14
