@@ -170,7 +170,7 @@ def _run(arguments: list[str]) -> int:
     parsed = parser.parse_args(own)
     parsed.rest = rest
     configure(parsed)
-    _LOG.debug("mrpipe %s, Python %s, in %s", mrpipe.__version__, sys.version.split()[0], os.getcwd())
+    _LOG.debug("mrpipe %s, Python %s", mrpipe.__version__, sys.version.split()[0])
     if getattr(parsed, "show_values", False):
         os.environ[SHOW_VALUES] = "1"
     import polars  # noqa: F401 - its handler of SIGINT, which restarts system calls, must not replace ours

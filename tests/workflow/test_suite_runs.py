@@ -63,7 +63,7 @@ def test_failed_cell_is_reported_with_the_tail_of_its_log_and_the_others_finish(
     assert outcome.code != 0
     finished = {p.parent.parent.name.split("-")[0] for p in folder.glob(f"results/runs/{CELLS}/*/seed0/metrics.json")}
     assert finished == {"moe_retriever", "majority"}
-    failure = f"FAILED  {CELLS}: hyper-parameter search of attention_mask\n"
+    failure = f"FAILED  {CELLS}: hyper-parameter search of attention mask\n"
     end = outcome.text[outcome.text.index(failure) :]
     assert re.search(r"_search\.log:\n    .*training diverged", end), end
     assert "results/suites/mine: 1 of 3 cells did not finish" in end

@@ -123,7 +123,7 @@ def test_attrition_steps_are_consistent_and_count_every_exclusion(tmp_path: Path
     assert [reason.partition(" (")[0] for reason in reasons] == [
         "no visit with a diagnosis",
         "a visit without a diagnosis",
-        "the diagnosis changes",
+        "diagnosis changes between visits",
     ]
 
 

@@ -157,7 +157,7 @@ def without_validation(patch: pytest.MonkeyPatch) -> None:
     """Stores whose validation samples are training samples."""
     split = AnyStore.split
     merged = pl.col("split").replace("val", "train")
-    patch.setattr(AnyStore, "split", lambda self, scheme=None: split(self, scheme).with_columns(merged))
+    patch.setattr(AnyStore, "split", lambda self, *chosen: split(self, *chosen).with_columns(merged))
 
 
 def test_a_split_without_validation_gets_one_from_training(
