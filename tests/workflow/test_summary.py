@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workflow.planning.summary import WIDTH, print_summary
+from workflow.planning.summary import WIDTH, _fitted, print_summary
 
 ANSWER = """* [bold] MoE-Retriever is 2.8 points behind.
 
@@ -41,3 +41,13 @@ def test_the_sentences_come_first_then_tables_and_the_path_of_the_report_last(
         (folder / "answer.md").unlink()
     print_summary(tmp_path)
     assert capsys.readouterr().out.split(maxsplit=1) == ["report", f"{reports[0] / 'index.html'}\n"]
+
+
+@pytest.mark.parametrize(("width", "shown"), [(200, 4), (54, 3), (5, 1)])
+def test_a_narrow_terminal_gets_whole_columns(width: int, shown: int) -> None:
+    rows = (("method", "accuracy (%)", "difference from MoE-Retriever", "AUROC (%)"), ("---", "---:", "---:", "---:"))
+    rows += (("*majority class*", "40.0 [23.3, 56.7]", "", "50.0 [50.0, 50.0]"),)
+    text = "\n".join(["**CMU-MOSI**", "", *(f"| {' | '.join(row)} |" for row in rows)])
+    title, blank, *table = _fitted(text, width)
+    assert (title, blank) == ("**CMU-MOSI**", "")
+    assert table == [f"| {' | '.join(row[:shown])} |" for row in rows]
