@@ -25,7 +25,7 @@ from mrpipe.privacy import Count
 # More comparisons are summarised by data set, and not drawn; forest plots with more rows in all are closed at first.
 MOST, MOST_ROWS = 6, 24
 # Nouns for the samples of a data set.
-_NOUNS = {"CMU-MOSI": "clips", "mosei": "clips", "ch_sims": "clips", "ENRICO": "screens"}
+_NOUNS = {"CMU-MOSI": "clips", "CMU-MOSEI": "clips", "CH-SIMS": "clips", "ENRICO": "screens"}
 
 
 @dataclass(frozen=True)

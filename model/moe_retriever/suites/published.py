@@ -22,7 +22,8 @@ DATASETS = {
     "mimic": ("MIMIC", {"lab": "L", "note": "N", "code": "C"}),
 }
 METRICS = {"accuracy": "Acc", "macro_f1": "F1", "auroc": "AUROC", "auprc": "PRAUC"}
-# Displayed names: task → title, mechanism of simulated missingness → its name and that of its parameter.
+# Displayed names: data set that is not in the paper → title, task → title, mechanism of simulated missingness → its
+# name and that of its parameter.
 NAMES: dict[str, dict[str, Any]] = constants(__file__, "names.json")
 SIMULATED_WARNING = "The results only show that the pipeline runs; they allow no conclusions about real data."
 # Tables that compare methods by view; the other tables are ablations.
@@ -44,8 +45,9 @@ def published_table() -> pl.DataFrame:
 
 
 def dataset_title(dataset: str, title: str = "") -> str:
-    """The paper's name of a data set, otherwise the title of its store up to a colon, or the given name."""
-    return DATASETS[dataset][0] if dataset in DATASETS else title.split(":")[0] or dataset
+    """The usual name of a data set, otherwise the title of its store up to a colon, or the given name."""
+    known = {name: titles[0] for name, titles in DATASETS.items()} | NAMES["datasets"]
+    return str(known.get(dataset) or title.split(":")[0] or dataset)
 
 
 def task_title(task: str) -> str:

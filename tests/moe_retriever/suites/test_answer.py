@@ -12,6 +12,7 @@ from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.metrics import METRIC
 from moe_retriever.plots.forest import forest
 from moe_retriever.suites.answer import MOST, MOST_ROWS, Compared, answer_markdown, forests, sentences
+from moe_retriever.suites.published import dataset_title
 from mrpipe.privacy import Count
 
 N = 200
@@ -106,6 +107,17 @@ def test_of_a_regression_lower_is_better(better: str, word: str) -> None:
     (at,) = re.findall(r'<svg x="([\d.]+)%"', found.forest())
     (zero,) = set(re.findall(r'<line x1="([\d.]+)%"[^>]*stroke-dasharray', found.forest()))
     assert (float(at) > float(zero)) == (better == "late fusion")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "title", "noun"),
+    [("mosei", "CMU-MOSEI", "clips"), ("ch_sims", "CH-SIMS", "clips"), ("enrico", "ENRICO", "screens")],
+)
+def test_samples_have_the_noun_of_their_data_set(dataset: str, title: str, noun: str) -> None:
+    # With and without the title of a store, as in reports of runs and in suites.
+    assert dataset_title(dataset) == dataset_title(dataset, "Another: title") == title
+    said = compared({"MoE-Retriever": 140, "late fusion": 141}, data=title).sentence()
+    assert said.startswith(f"On {title} (200 test {noun}, ")
 
 
 def test_simulated_data_a_single_method_and_people_are_named() -> None:
