@@ -52,7 +52,7 @@ rule train:
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         best=lambda wildcards, input: ["--options", *input.best] if input.best else [],
         options=lambda wildcards: train_arguments(run_plan(wildcards)),
-        code=code_with_method("moe_retriever.training.loop", run_plan),
+        code=code_with_method("moe_retriever.training.loop:run_training", run_plan),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe train --store {params.store:q}"
         " --out {params.run:q} {params.mask:q} {params.best:q} {params.options:q} --threads {threads} --no-test --quiet"
@@ -86,7 +86,7 @@ rule evaluate:
         protocol=lambda wildcards, input: protocol_arguments(
             run_plan(wildcards), input.get("mask", ()), store_folder(run_plan(wildcards).store)
         ),
-        code=code_with_method("moe_retriever.evaluation.evaluate", run_plan),
+        code=code_with_method("moe_retriever.evaluation.evaluate:evaluate_run", run_plan),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe evaluate --run {params.run:q}"
         " --store {params.store:q} {params.protocol:q} --part test --threads {threads} --quiet > {log} 2>&1"
