@@ -62,13 +62,8 @@ def entry_of(function: Callable[..., object]) -> str:
     return definition.__module__ if nested else f"{definition.__module__}:{definition.__qualname__.partition('.')[0]}"
 
 
-def closure(*entries: str, root: Path = PROJECT) -> list[str]:
-    """Sorted names of the project modules that running the entries imports directly or indirectly."""
-    return sorted(reached(*entries, root=root))
-
-
 def reached(*entries: str, root: Path = PROJECT) -> dict[str, set[int]]:
-    """Module → indices of its top-level statements that the entries depend on."""
+    """Imported module → indices of its top-level statements (`_Module`) that the entries depend on."""
     search = _Search(root)
     for entry in entries:
         name, _, definition = entry.partition(":")
@@ -78,7 +73,8 @@ def reached(*entries: str, root: Path = PROJECT) -> dict[str, set[int]]:
             search.use(name, [definition])
         else:
             search.use_whole(name)
-    search.run()
+    while search.waiting:
+        search.follow(*search.waiting.pop())
     return search.found
 
 
@@ -93,11 +89,7 @@ class _Search:
         self.root = root
         self.found: dict[str, set[int]] = {}
         self._whole: set[str] = set()
-        self._waiting: list[tuple[str, ast.stmt]] = []
-
-    def run(self) -> None:
-        while self._waiting:
-            self._follow(*self._waiting.pop())
+        self.waiting: list[tuple[str, int]] = []
 
     def use_whole(self, module: str) -> None:
         """All statements of a module, and everything that it imports from the project."""
@@ -138,25 +130,25 @@ class _Search:
                 self._import(target)
             for target, _ in content.imported.get("", ()):
                 self.use_whole(target)
-            for i, statement in enumerate(content.statements):
-                if i in content.effects or content.registers(statement):
-                    self._add(module, i)
+            for i in content.effects:
+                self._add(module, i)
 
     def _add(self, module: str, index: int) -> None:
         if index not in self.found[module]:
             self.found[module].add(index)
-            self._waiting.append((module, _Module.of(module, self.root).statements[index]))
+            self.waiting.append((module, index))
 
-    def _follow(self, module: str, statement: ast.stmt) -> None:
+    def follow(self, module: str, index: int) -> None:
         content = _Module.of(module, self.root)
         local: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
-        for executed, alias, target, name in _imports(statement, content.package, self.root):
+        imports, chains = _uses(module, index, self.root)
+        for executed, alias, target, name in imports:
             self._import(executed)
             if alias:
                 local[alias].add((target, name))
             else:
                 self.use_whole(executed)
-        for first, *rest in _chains(statement):
+        for first, *rest in chains:
             if first in _INTROSPECTION or (first == "sys" and rest[:1] == ["modules"]):
                 self.use_whole(module)
             if content.defines(first):
@@ -170,7 +162,7 @@ class _Module:
 
     Attributes:
         package: the package that relative imports start from.
-        statements: all but docstrings and the body of `if TYPE_CHECKING:`; imports are split into single names.
+        statements: all but docstrings and the body of `if TYPE_CHECKING:`.
         bound: name → indices of the statements that define or import it.
         imported: name → (module, name in it; "" for the module itself), for imports from the project.
         executed: modules of the project that run when this one is imported.
@@ -181,7 +173,9 @@ class _Module:
         path = _source(name, root)
         assert path is not None
         self.path, self.package = path, name if path.name == "__init__.py" else name.rpartition(".")[0]
-        self.statements = [part for s in _children(_tree(path)) if not _is_text(s) for part in _split(s)]
+        self.statements = [
+            s for s in _children(_tree(path)) if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+        ]
         self.bound: defaultdict[str, list[int]] = defaultdict(list)
         self.imported: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         self.executed: dict[str, None] = {}
@@ -197,20 +191,17 @@ class _Module:
             simple = all(isinstance(n, _TARGETS) for t in filter(None, targets) for n in ast.walk(t))
             if not (isinstance(statement, _DECLARATIONS) and simple) or "*" in names or "__getattr__" in names:
                 self.effects.add(i)
+        # Functions of the project may have effects when they decorate a definition or give a value; classes, which have
+        # capital names, only make objects.
+        own = {n for n, at in self.bound.items() if any(isinstance(self.statements[i], _FUNCTIONS) for i in at)}
+        known = own | self.imported.keys()
+        for i, statement in enumerate(self.statements):
+            called = (chain for node in _called(statement) if (chain := _chain(node)))
+            if any(chain[0] in known and not chain[-1].lstrip("_")[:1].isupper() for chain in called):
+                self.effects.add(i)
 
     def defines(self, name: str) -> bool:
         return name in self.bound or name in self.imported
-
-    def registers(self, statement: ast.stmt) -> bool:
-        """Whether a function of the project, which may have effects, decorates a definition or gives a value."""
-        if isinstance(statement, _DEFINITIONS):
-            called = [d.func if isinstance(d, ast.Call) else d for d in statement.decorator_list]
-        else:
-            called = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
-        chains = [chain for node in called if (chain := _chain(node))]
-        # Classes, which have capital names, only make objects.
-        own = {n for n, at in self.bound.items() if any(isinstance(self.statements[i], _FUNCTIONS) for i in at)}
-        return any(c[0] in own | self.imported.keys() and not c[-1].lstrip("_")[:1].isupper() for c in chains)
 
     @staticmethod
     @cache
@@ -245,6 +236,21 @@ def _imports(statement: ast.AST, package: str, root: Path, *, at_import: bool = 
             target = node.args[0]
             if isinstance(target, ast.Constant) and isinstance(target.value, str) and _source(target.value, root):
                 yield target.value, "", target.value, ""
+
+
+@cache
+def _uses(module: str, index: int, root: Path) -> tuple[list[_Import], set[tuple[str, ...]]]:
+    """Imports and names in a statement."""
+    content = _Module.of(module, root)
+    statement = content.statements[index]
+    return list(_imports(statement, content.package, root)), {tuple(chain) for chain in _chains(statement)}
+
+
+def _called(statement: ast.AST) -> list[ast.expr]:
+    """Decorators of a definition, or functions that another statement calls."""
+    if isinstance(statement, _DEFINITIONS):
+        return [d.func if isinstance(d, ast.Call) else d for d in statement.decorator_list]
+    return [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
 
 
 @cache
@@ -290,17 +296,6 @@ def _running(node: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]
             yield from _running(child, into_functions=into_functions)
 
 
-def _split(statement: ast.AST) -> Iterator[ast.stmt]:
-    """An import as one statement per name, so that a step does not depend on the others."""
-    assert isinstance(statement, ast.stmt)
-    if isinstance(statement, ast.Import):
-        yield from (ast.Import(names=[alias]) for alias in statement.names)
-    elif isinstance(statement, ast.ImportFrom):
-        yield from (ast.ImportFrom(statement.module, [alias], statement.level) for alias in statement.names)
-    else:
-        yield statement
-
-
 def _bindings(node: ast.AST) -> Iterator[str]:
     """Names that a statement at the top level of a module may bind."""
     if isinstance(node, _DEFINITIONS):
@@ -328,12 +323,6 @@ def _chain(node: ast.AST | None) -> list[str]:
     if isinstance(node, ast.Attribute):
         return [*base, node.attr] if (base := _chain(node.value)) else []
     return [node.id] if isinstance(node, ast.Name) else []
-
-
-def _is_text(node: ast.AST) -> bool:
-    """A text, or a statement that consists of one (a docstring)."""
-    value = node.value if isinstance(node, ast.Expr) else node
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 @cache

@@ -75,7 +75,7 @@ def test_seal_refuses_a_table_that_was_read_with_other_options(tmp_path: Path) -
     assemble_samples(dataset, work, modalities)
     make_split(dataset, work, "standard")
     write_check(dataset, raw, work, {"audio_form": "collapse"})
-    with pytest.raises(DataError, match="ingest mosi audio: expected the options.*found audio_form=auto") as raised:
+    with pytest.raises(DataError, match=r"ingest mosi audio: expected the options.*found audio_form=auto") as raised:
         seal(dataset, work, tmp_path / "store")
     assert len(raised.value.faults) == 1
     read(dataset, "audio", raw, work, {"audio_form": "collapse"})

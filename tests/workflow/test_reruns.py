@@ -58,7 +58,7 @@ TRAINING = {
     "lr": ({"overrides": {"epochs": 2, "lr": 0.01}}, {"settings", "runs"}),
     "epochs": ({"overrides": {"epochs": 3}}, {"settings", "runs"}),
     "preset": ({"preset": "smoke"}, {"settings", "runs"}),
-    "seed": ({"seeds": [1]}, {"runs"}),
+    "seed": ({"seeds": [1]}, {"mask", "runs"}),
     "modalities": ({"modalities": ["text"]}, {"mask", "runs"}),
     "p": ({"missingness": {"p": 0.5}}, {"mask", "runs"}),
     "transforms": ({"transforms": {"scale": "minmax"}}, {"runs"}),
@@ -77,7 +77,7 @@ def changed(field: Any) -> Any:
         return not value
     if isinstance(value, tuple):
         return [*value, *value[:1]] or ["other"]
-    return value + 1 if isinstance(value, int) else value / 2 + 0.125 if isinstance(value, float) else "other"
+    return value + 1 if isinstance(value, int) else value * 0.7 + 0.01 if isinstance(value, float) else "other"
 
 
 def expected(dataset: Dataset, name: str) -> set[str]:

@@ -86,15 +86,6 @@ class StorePlan:
         return self.modalities if of_manifest else tuple(sorted(readers, key=lambda m: readers[m].bit))
 
     @property
-    def declaration(self) -> list[str]:
-        """Hash of the modalities, tasks and schemes that a file of the export declares; empty without such a file."""
-        d = self.dataset
-        if d.resolve is None or self.raw is None:
-            return []
-        said = [f"{name} {reader.bit} {reader.read!r}" for name, reader in d.modalities.items()]
-        return [hashlib.sha256("\n".join([*said, repr(d.tasks), repr(d.schemes)]).encode()).hexdigest()[:16]]
-
-    @property
     def declared(self) -> list[str]:
         """Fields of the dataset's declaration that are copied to the manifest and the data card."""
         d = self.dataset

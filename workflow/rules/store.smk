@@ -26,7 +26,6 @@ rule check:
         modalities=lambda wildcards: store_plan(wildcards).modalities,
         schemes=lambda wildcards: [s for s, value in store_plan(wildcards).schemes.items() if not value.get("ids")],
         export=export_files("check"),
-        declaration=lambda wildcards: store_plan(wildcards).declaration,
         code=code_of(
             "mrpipe.stages.check:write_check", function=lambda dataset, wildcards: (dataset.check, dataset.cohort)
         ),
@@ -72,7 +71,6 @@ rule cohort:
 rule prepare:
     # Only for modalities that declare parts (shards of a large table, scans). Parts are independent jobs.
     input:
-        # The check runs first. Its result does not rerun this step; its own options, files and code do (params).
         checked=ancient("<results>/build/{dataset}/checked.json"),
         cohort="<results>/build/{dataset}/cohort.parquet",
     output:
@@ -106,7 +104,6 @@ rule prepare:
 
 rule ingest:
     input:
-        # The check runs first. Its result does not rerun this step; its own options, files and code do (params).
         checked=ancient("<results>/build/{dataset}/checked.json"),
         cohort="<results>/build/{dataset}/cohort.parquet",
         parts=modality_parts,
