@@ -191,9 +191,10 @@ class _Module:
             simple = all(isinstance(n, _TARGETS) for t in filter(None, targets) for n in ast.walk(t))
             if not (isinstance(statement, _DECLARATIONS) and simple) or "*" in names or "__getattr__" in names:
                 self.effects.add(i)
-        # Functions of the project may have effects when they decorate a definition or give a value; classes, which have
-        # capital names, only make objects.
-        own = {n for n, at in self.bound.items() if any(isinstance(self.statements[i], _FUNCTIONS) for i in at)}
+        # Functions and objects of the project may have effects if they decorate a definition or give a value; classes,
+        # which have capital names, only make objects.
+        passive = (ast.ClassDef, ast.Import, ast.ImportFrom)
+        own = {n for n, at in self.bound.items() if any(not isinstance(self.statements[i], passive) for i in at)}
         known = own | self.imported.keys()
         for i, statement in enumerate(self.statements):
             called = (chain for node in _called(statement) if (chain := _chain(node)))
@@ -218,9 +219,9 @@ def _imports(statement: ast.AST, package: str, root: Path, *, at_import: bool = 
     """Imports from the project in a statement, with `at_import` without those in functions."""
     for node in (statement, *_running(statement, into_functions=not at_import)):
         if isinstance(node, ast.Import):
+            # `import a.b` binds `a`, through which all of `a.b` can be used.
             for name, alias in ((a.name, a.asname) for a in node.names if _source(a.name, root)):
-                first = name.partition(".")[0]
-                yield (name, alias, name, "") if alias else (name, first, first, "")
+                yield name, alias or ("" if "." in name else name), name, ""
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:

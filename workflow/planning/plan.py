@@ -18,7 +18,7 @@ from moe_retriever.catalogue import names as method_names
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
 from mrpipe.experiment.missingness import Missingness
-from mrpipe.options import non_default_fields, normalised, parse_options, step_values
+from mrpipe.options import normalised, parse_options, step_values
 from mrpipe.reading import read_json
 from mrpipe.schema import Dataset
 from mrpipe.stages.reads import is_read
@@ -276,8 +276,7 @@ def unknown_name(place: str, kind: str, name: object, known: Iterable[str], owne
 
 def parse_transforms(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Non-default transform options of a `transforms` mapping, sorted by name."""
-    options = parse_options(TransformOptions, values, context=f"{place}.transforms")
-    return dict(sorted(non_default_fields(options).items()))
+    return normalised(TransformOptions, values, context=f"{place}.transforms")
 
 
 def _runs(name: str, entry: Mapping[str, Any], transforms: Mapping[str, Any]) -> Iterator[PlannedRun]:
