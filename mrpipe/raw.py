@@ -31,7 +31,7 @@ def sha256(path: Path) -> str:
 
 
 # Hashes of input files: absolute path, size, modification time in ns, inode → SHA-256.
-_KNOWN: dict[tuple[str | int, ...], str] = {}
+_KNOWN: dict[tuple[Any, ...], str] = {}
 
 
 def state_of_file(path: Path | str) -> list[int | str | None]:

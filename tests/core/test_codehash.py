@@ -165,11 +165,12 @@ LIBRARY = {
     "mrpipe/late.csv": "1",
     "mrpipe/early.csv": "1",
     "mrpipe/registry.py": "ALL = []\n\n\ndef register(f):\n    ALL.append(f)\n    return f\n\n\ndef every():\n"
-    "    import mrpipe.plugin\n    return ALL\n",
+    "    from mrpipe import plugin\n    return ALL\n",
     "mrpipe/plugin.py": "from mrpipe.registry import register\n\n\n@register\ndef one():\n    return 7\n\n\n"
     "VALUE = register(8)\n\n\ndef none():\n    return 9\n",
     "mrpipe/objects.py": "import mrpipe.lazy as m\n\n\ndef get(name):\n    return getattr(m, name)\n\n\n"
     "def own(name):\n    return globals()[name]\n\n\ndef hidden():\n    return 10\n",
+    "mrpipe/dotted.py": "import mrpipe.lazy\n\n\ndef f():\n    return mrpipe.lazy.late()\n",
     "mrpipe/starred.py": "from mrpipe.lazy import *\n\n\ndef f():\n    return late()\n",
 }
 
@@ -213,6 +214,7 @@ def library(tmp_path: Path) -> Path:
         ("objects:get", "lazy.py", "return 'early.csv'", "return ''", True),
         ("objects:get", "objects.py", "return 10", "return 1010", False),
         ("objects:own", "objects.py", "return 10", "return 1010", True),
+        ("dotted:f", "lazy.py", "return FILE", "return FILE * 2", True),
         ("starred:f", "lazy.py", "return FILE", "return FILE * 2", True),
     ],
 )
