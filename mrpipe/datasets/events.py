@@ -71,8 +71,7 @@ class SortedRuns:
         self._flush()
         if not self.files:
             return
-        totals = np.sum([np.diff(offsets) for _, offsets in self.files], axis=0)
-        reach = np.cumsum(totals)
+        reach = np.cumsum(np.sum([np.diff(offsets) for _, offsets in self.files], axis=0))
         low = 0
         while low < self._n_samples:
             start = int(reach[low - 1]) if low else 0
@@ -140,13 +139,8 @@ def summarise(group: Group, n_items: int) -> NDArray[np.float32]:
     present, row = np.unique(rank[starts], return_inverse=True)
     out = np.full((len(present), n_items, len(STATISTICS)), np.nan, dtype=np.float32)
     out[:, :, STATISTICS.index("count")] = 0.0
-    cells = (
-        value[starts + n - 1],
-        np.add.reduceat(value, starts) / n,
-        np.minimum.reduceat(value, starts),
-        np.maximum.reduceat(value, starts),
-        n,
-    )
+    total, low, high = (f.reduceat(value, starts) for f in (np.add, np.minimum, np.maximum))
+    cells = value[starts + n - 1], total / n, low, high, n
     out[row, level[starts]] = np.stack(cells, axis=1)
     return out
 

@@ -43,8 +43,7 @@ def present_modalities(raw: Path, options: AdniOptions) -> tuple[str, ...]:
     for name, (tables, _) in _BUILDERS.items():
         with contextlib.suppress(DataError):  # reported by `check_export`
             present += [name] if tables(export, options) else []
-    order = ("image", "genomic", "clinical", "biospecimen")
-    return tuple(m for m in order if m in present)
+    return tuple(m for m in ("image", "genomic", "clinical", "biospecimen") if m in present)
 
 
 def check_export(raw: Path, options: AdniOptions) -> Checked:
@@ -127,9 +126,8 @@ def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -
                 export.notes.append(found + strangers)
     drugs = export.table(loni.RECCMEDS)
     if not options.dementia_drugs and drugs is not None and not drugs.select(is_dementia_drug("CMMED").any()).item():
-        export.notes.append(
-            f"{export.shown(loni.RECCMEDS)} names no dementia drug, so that dementia_drugs has no effect"
-        )
+        file = export.shown(loni.RECCMEDS)
+        export.notes.append(f"{file} names no dementia drug, so that dementia_drugs has no effect")
     return observed
 
 

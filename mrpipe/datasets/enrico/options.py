@@ -7,8 +7,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class EnricoOptions:
-    """How an Enrico export is read."""
-
     image_size: tuple[int, ...] = option((256, 128), "height and width of the images in pixels, as in MultiBench")
     landscape: str = option(
         "resize",

@@ -1,6 +1,7 @@
 """Samples, prediction times, labels and split of a MEDS dataset, and its check."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -38,15 +39,8 @@ class Timeline:
     def following(self, frame: pl.DataFrame, on: str, codes: Codes, name: str, *, at: bool = False) -> pl.DataFrame:
         """Add the time of the subject's first event after the time in column `on` (with `at`, also at it)."""
         events = self.times(codes, name).with_columns(pl.col(name).alias("next"))
-        joined = frame.sort(on).join_asof(
-            events,
-            left_on=on,
-            right_on="next",
-            by="subject_id",
-            strategy="forward",
-            allow_exact_matches=at,
-            check_sortedness=False,
-        )
+        how: dict[str, Any] = {"left_on": on, "right_on": "next", "by": "subject_id", "strategy": "forward"}
+        joined = frame.sort(on).join_asof(events, **how, allow_exact_matches=at, check_sortedness=False)
         return joined.drop("next", strict=False)
 
 

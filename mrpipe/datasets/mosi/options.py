@@ -13,8 +13,6 @@ FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench", "mult", "mag",
 
 @dataclass(frozen=True, kw_only=True)
 class MosiOptions:
-    """Options of the CMU-MOSI readers."""
-
     corpus: ClassVar[Corpus] = MOSI
 
     file: str = option("", "pickle or label table to read if the export contains more than one")

@@ -157,6 +157,5 @@ def _read_frames(modality: str, form: str, raw: Path, cohort: pl.DataFrame, opti
     if modality not in export.modalities:
         raise UsageError(f"the export has no {modality}; its modalities are {', '.join(export.modalities)}")
     stored = export.form(modality, form)
-    limit = options.max_frames if stored == "raw" else options.max_steps
-    block = export.frames(modality, stored).last_steps(limit)
+    block = export.frames(modality, stored).last_steps(options.max_frames if stored == "raw" else options.max_steps)
     return block.features(modality, BITS[modality], DESCRIPTIONS[modality], cohort)

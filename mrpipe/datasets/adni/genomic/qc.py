@@ -46,9 +46,8 @@ def exact_hwe(
     out = np.ones(len(het))
     if not len(het):
         return out
-    triples, inverse = np.unique(
-        np.stack([het, np.minimum(hom1, hom2), np.maximum(hom1, hom2)]), axis=1, return_inverse=True
-    )
+    counts = np.stack([het, np.minimum(hom1, hom2), np.maximum(hom1, hom2)])
+    triples, inverse = np.unique(counts, axis=1, return_inverse=True)
     p_values = np.ones(triples.shape[1])
     for start in range(0, triples.shape[1], chunk):
         h, rare, common = triples[:, start : start + chunk]

@@ -95,8 +95,7 @@ def template_head(
     head = gaussian_filter(head, 0.4)
     grid = np.indices(t1.shape, dtype=np.float32)
     shift = np.stack([_smooth(rng, t1.shape, 18.0 / voxel_mm) for _ in range(3)]) * (2.5 / voxel_mm)
-    warped = np.asarray(map_coordinates(head, grid + shift, order=1), dtype=np.float32)
-    return _finish(warped, rng, voxel_mm), affine
+    return _finish(np.asarray(map_coordinates(head, grid + shift, order=1), dtype=np.float32), rng, voxel_mm), affine
 
 
 def _series(subject_id: str, first: bool, rng: np.random.Generator) -> list[str]:

@@ -128,8 +128,7 @@ def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list
     odd = np.zeros(n, dtype=bool)
     if options.oddities:
         odd[list(_odd_clips(clip_video))] = True
-    latent = Latent(factors=factors, sentiment=sentiment, odd=odd)
-    return latent, clip_video, clip_number, videos, folds.tolist()
+    return Latent(factors=factors, sentiment=sentiment, odd=odd), clip_video, clip_number, videos, folds.tolist()
 
 
 def _weights(options: MosiSimulation) -> dict[str, float]:
