@@ -72,7 +72,6 @@ class Comparison:
         return tuple(self._values)
 
     def seeds(self, method: str) -> list[int]:
-        """Seeds of a method's runs."""
         return sorted(self._values[method])
 
     def values(self, method: str, metric: str) -> list[float]:

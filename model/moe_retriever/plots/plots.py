@@ -285,8 +285,7 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
         runs: name of the run → frame with `epoch, kind, first, second, cosine` (`moe_retriever.training.gradients`).
             With more than eight pairs, only their mean and range are drawn.
     """
-    everything = pl.concat(list(runs.values()))
-    pairs = sorted({(a, b) for a, b in everything.select("first", "second").iter_rows()})
+    pairs = sorted({(a, b) for a, b in pl.concat(list(runs.values())).select("first", "second").iter_rows()})
     figure = blank(5.0, 1.4 + 1.8 * len(runs))
     grid = figure.subplots(len(runs), 2, sharex="row", sharey=True, squeeze=False)
     for row, (name, frame) in enumerate(runs.items()):
