@@ -53,7 +53,6 @@ def command_names() -> list[str]:
 
 
 def program_help() -> str:
-    """Text of `mrpipe --help`."""
     from mrpipe.cli.help import GROUPS, PROGRAM
 
     commands = {name: command for name in command_names() if (command := find_command(name))}
