@@ -77,13 +77,12 @@ def decode(data: bytes, *, shown_as: str, encoding: str | None = None, notes: li
 def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str, shown_as: str) -> Fault:
     before = data[: error.start]
     position = error.start - (before.rfind(b"\n") + 1) + 1
-    return Fault(
-        file=shown_as,
-        line=before.count(b"\n") + 1,
-        expected=f"text in {encoding.upper()}",
-        found=f"byte 0x{data[error.start]:02x} at position {position} of the line",
-        fix="Save the file as UTF-8 (it is often cp1252, latin-1 or mac-roman).",
+    expected, found = (
+        f"text in {encoding.upper()}",
+        f"byte 0x{data[error.start]:02x} at position {position} of the line",
     )
+    fix = "Save the file as UTF-8 (it is often cp1252, latin-1 or mac-roman)."
+    return Fault(file=shown_as, line=before.count(b"\n") + 1, expected=expected, found=found, fix=fix)
 
 
 @dataclass(frozen=True)

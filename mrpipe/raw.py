@@ -24,7 +24,7 @@ ROW = "__row"
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, streamed."""
+
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

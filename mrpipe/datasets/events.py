@@ -117,16 +117,8 @@ def event_modality(
     """Vector of statistics per level or, without any, irregular sequence of events with times in `unit`."""
     if statistics:
         return Modality(name=name, bit=bit, kind="vector", shape=(len(levels) * len(statistics),), description=about)
-    return Modality(
-        name=name,
-        bit=bit,
-        kind="sequence",
-        shape=(2,),
-        irregular=True,
-        time_unit=unit,
-        encoder=levels_id(levels),
-        description=about,
-    )
+    stored: dict[str, Any] = {"kind": "sequence", "shape": (2,), "irregular": True, "time_unit": unit}
+    return Modality(name=name, bit=bit, encoder=levels_id(levels), description=about, **stored)
 
 
 def summarise(group: Group, n_items: int) -> NDArray[np.float32]:

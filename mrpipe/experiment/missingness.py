@@ -83,11 +83,11 @@ class Missingness:
 
     @property
     def rates(self) -> list[float]:
-        """The drop probabilities."""
+
         return list(self.p.values()) if isinstance(self.p, Mapping) else [self.p]
 
     def p_of(self, modality: str) -> float:
-        """The drop probability of a modality."""
+
         return self.p.get(modality, 0.0) if isinstance(self.p, Mapping) else self.p
 
 

@@ -169,7 +169,7 @@ class Store:
         return frame if where is None else frame.filter(masks.expression(where, self.bits))
 
     def modality(self, name: str) -> pl.LazyFrame:
-        """Table of a modality as a lazy frame."""
+
         return pl.scan_parquet(self._paths.modality(self._modality(name).name))
 
     def labels(self, task: str | None = None) -> pl.LazyFrame:

@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics of the predictions."""
+
         return tuple(dict.fromkeys(name for of in self._values.values() for known in of.values() for name in known))
 
     @property

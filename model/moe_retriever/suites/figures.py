@@ -84,19 +84,16 @@ class Drawing:
 
     def routing(self, column: SuiteColumn, store: Store, name: str) -> None:
         """Figure 3: modality combinations of the store, expert visits by combination, and combinations by expert."""
-        counts, names = store.manifest.pattern_counts, [m.name for m in store.modalities]
+        counts, names, n = store.manifest.pattern_counts, [m.name for m in store.modalities], store.manifest.n_samples
         plots.save(plots.availability(counts, names), self.out / f"a-{name}-patterns", column.data)
-        self.notes.append(
-            f"{column.data}: {len(counts)} modality combinations in {store.manifest.n_samples:,} samples."
-        )
+        self.notes.append(f"{column.data}: {len(counts)} modality combinations in {n:,} samples.")
         for row, of_row, out in self.analysed("routing", column, store, name):
-            selection, shares = (pl.read_csv(out / f"{n}.csv") for n in ("expert_selection", "combination_shares"))
+            selection, shares = (pl.read_csv(out / f"{key}.csv") for key in ("expert_selection", "combination_shares"))
             title = f"{_titled(column)}, {row}"
             plots.save(plots.expert_selection(selection), self.out / f"b-{of_row}-expert-selection", title)
             plots.save(plots.combination_shares(shares), self.out / f"c-{of_row}-combination-shares", title)
-            self.notes.append(
-                f"{_titled(column)}: routing of {row} on the test split, for the run with the first seed."
-            )
+            said = f"routing of {row} on the test split, for the run with the first seed."
+            self.notes.append(f"{_titled(column)}: {said}")
 
     def gradients(self, column: SuiteColumn, store: Store, name: str) -> None:
         """Figure 5: gradient cosine similarity of modality pairs during training, one column per method."""

@@ -90,14 +90,9 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     if inputs is not None and samples is not None:
         genotyped = pl.concat([rids_of(s.fam) for s in inputs.sets]).unique()
         observed["genomic"] = samples.filter(pl.col("rid").is_in(genotyped.implode()))["sample_id"]
-    return Checked(
-        release=f"LONI {export.layout()} layout",
-        files=tuple(sorted(set(files))),
-        notes=tuple(notes),
-        groups=images.groups,
-        observed=observed,
-        unused=_unused(raw, export, files) | images.unused,
-    )
+    release, groups = f"LONI {export.layout()} layout", images.groups
+    read, unused = tuple(sorted(set(files))), _unused(raw, export, files) | images.unused
+    return Checked(release=release, files=read, notes=tuple(notes), groups=groups, observed=observed, unused=unused)
 
 
 def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -> dict[str, pl.Series]:

@@ -126,14 +126,8 @@ def build_cohort(raw: Path, options: AdniOptions, export: AdniExport | None = No
         baseline = export.visits.filter(pl.col("month") == 0).select("rid", pl.col("date").alias("date0"))
         at_baseline = {"date": pl.col("date0"), "month": pl.lit(0, pl.Int32), "viscode": pl.lit("bl")}
         label = label.join(baseline, on="rid", how="left").with_columns(**at_baseline)
-    samples = label.select(
-        pl.col("ptid").alias("sample_id"),
-        pl.col("ptid").alias("subject_id"),
-        "rid",
-        original_phase(pl.col("rid")).alias("phase"),
-        pl.col("viscode").alias("visit"),
-        pl.col("month").cast(pl.Int32).alias("visit_month"),
-        pl.col("date").alias("visit_date"),
-    ).sort("sample_id")
+    ids = {"sample_id": "ptid", "subject_id": "ptid", "rid": "rid"}
+    visit = {"visit": pl.col("viscode"), "visit_month": pl.col("month").cast(pl.Int32), "visit_date": pl.col("date")}
+    samples = label.select(**ids, phase=original_phase(pl.col("rid")), **visit).sort("sample_id")
     value = label.select(pl.col("ptid").alias("sample_id"), pl.col("value").cast(pl.Int8)).sort("sample_id")
     return Cohort(samples=samples, labels={"diagnosis": value}, attrition=attrition.frame())

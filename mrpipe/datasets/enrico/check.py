@@ -142,10 +142,5 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
         if folder.ignored:
             unused[folder.ignored.name] = f"the unpacked folder {folder.name} is read; remove it to read the archive"
     observed = {"screenshot": list(sizes), "wireframe": [s for s in ids if sources[s]]}
-    return Checked(
-        release="Enrico 2020",
-        files=tuple(files),
-        notes=tuple(notes),
-        observed={m: pl.Series(v, dtype=pl.String) for m, v in observed.items()},
-        unused=unused,
-    )
+    listed = {m: pl.Series(v, dtype=pl.String) for m, v in observed.items()}
+    return Checked(release="Enrico 2020", files=tuple(files), notes=tuple(notes), observed=listed, unused=unused)

@@ -177,9 +177,6 @@ def check_export(raw: Path, options: MedsOptions) -> Checked:
     if "split" in samples.columns and (n := samples["split"].null_count()):
         notes.append(f"{SPLITS}: {n} of {len(samples)} samples are of subjects in no split")
     places = ("data", CODES, SPLITS, ABOUT, *([config.samples.file] if config.samples.file else []))
-    return Checked(
-        release=" ".join(str(about[k]) for k in ("dataset_name", "dataset_version") if k in about) or "unknown",
-        files=(config_path(raw, options.config, PAGE), *(f for place in places for f in files_of(raw, place))),
-        notes=tuple(notes),
-        observed=observed,
-    )
+    release = " ".join(str(about[k]) for k in ("dataset_name", "dataset_version") if k in about) or "unknown"
+    files = (config_path(raw, options.config, PAGE), *(f for place in places for f in files_of(raw, place)))
+    return Checked(release=release, files=files, notes=tuple(notes), observed=observed)

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,8 @@ def clip_frame(
 
 def score_faults(
     file: str, column: str, corpus: Corpus, score: NDArray[np.float32], ids: Sequence[str], *, rows: bool = True
-) -> list[Fault]:
+) -> Iterator[Fault]:
     """Faults for labels that are not finite or out of range, at most one of each kind; with the row if `rows`."""
-    faults = []
     finite = np.isfinite(score)
     within = f"scores in [-{corpus.limit:g}, {corpus.limit:g}]"
     for expected, bad in (("finite numbers", ~finite), (within, finite & (np.abs(score) > corpus.limit))):
@@ -69,8 +68,7 @@ def score_faults(
             found = f"{score[row]} for clip {ids[row]} ({int(bad.sum())} such clips)"
             fix = "Remove clips without a label from the file."
             number = row + 1 if rows else None
-            faults.append(Fault(file=file, column=column, row=number, expected=expected, found=found, fix=fix))
-    return faults
+            yield Fault(file=file, column=column, row=number, expected=expected, found=found, fix=fix)
 
 
 def read_folds(raw: Path, corpus: Corpus, faults: FaultCollector) -> tuple[Path | None, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -38,6 +38,12 @@ class RaggedBlock:
     columns: tuple[str, ...]
     kind: str = "numeric"
     encoder: str = ""
+
+    @classmethod
+    def of(cls, clips: pl.DataFrame, values: NDArray[np.float32], n: NDArray[np.int64], **source: Any) -> Self:
+        """Sequences of n steps of each of the clips, with the names and the source of the features."""
+        ids, offsets = np.array(clips["sample_id"].to_list(), dtype=np.str_), np.concatenate([[0], np.cumsum(n)])
+        return cls(sample_id=ids, values=values, offsets=offsets.astype(np.int64), **source)
 
     def __len__(self) -> int:
         return len(self.sample_id)

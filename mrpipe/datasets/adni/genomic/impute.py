@@ -129,17 +129,14 @@ def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.
     """
     got = chain.lift(plink.bim["chrom"].to_numpy().astype("U8"), plink.bim["pos"].to_numpy())
     rows = np.flatnonzero(got.found)
-    named = {}
+    named = {"chrom": got.chromosome[rows]}
     for column in ("a1", "a2"):
         codes = allele_codes(plink.bim[column])[rows]
         turned = got.reversed[rows] & (codes < len(LETTERS))
         as_written = plink.bim[column].to_numpy().astype(np.str_)[rows]
         named[column] = np.where(turned, LETTERS[np.where(turned, complement(codes), 0)], as_written)
-    bim = plink.bim[rows.tolist()].with_columns(
-        pl.Series("chrom", got.chromosome[rows].tolist()),
-        pl.Series("pos", got.position[rows]),
-        *(pl.Series(c, v.tolist()) for c, v in named.items()),
-    )
+    texts = (pl.Series(c, v.tolist()) for c, v in named.items())
+    bim = plink.bim[rows.tolist()].with_columns(pl.Series("pos", got.position[rows]), *texts)
     return replace(plink, bim=bim), rows
 
 
@@ -203,11 +200,8 @@ def impute_set(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line, `python -m mrpipe.datasets.adni.genomic.impute SET.bed PANEL.vcf.gz OUT`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mrpipe.datasets.adni.genomic.impute",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    program, as_written = "python -m mrpipe.datasets.adni.genomic.impute", argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=as_written)
     parser.add_argument("bed", type=Path, metavar="SET.bed", help="PLINK set; .bim and .fam are in the same folder")
     parser.add_argument("reference", type=Path, metavar="PANEL.vcf.gz", help="phased reference panel")
     parser.add_argument("out", type=Path, metavar="OUT", help="output prefix: writes OUT.bed, OUT.bim and OUT.fam")

@@ -129,12 +129,8 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     fam, bim = tables["fam"], tables["bim"]
     assert fam is not None
     assert bim is not None
-    typed = bim.select(
-        plain_chromosome(pl.col("chrom")).alias("chrom"),
-        "id",
-        pl.col("pos").cast(pl.Int64, strict=False),
-        pl.col("a1", "a2").str.to_uppercase(),
-    )
+    chrom, pos = plain_chromosome(pl.col("chrom")).alias("chrom"), pl.col("pos").cast(pl.Int64, strict=False)
+    typed = bim.select(chrom, "id", pos, pl.col("a1", "a2").str.to_uppercase())
     wrong = typed.with_row_index("row", offset=1).filter(pl.col("pos").is_null() | (pl.col("pos") >= POSITION_LIMIT))
     if len(wrong):
         row, name = int(wrong["row"][0]), _member(Path(shown), "bim").as_posix()

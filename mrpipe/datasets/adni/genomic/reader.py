@@ -8,7 +8,9 @@ passes; LD pruning and imputation are fitted on training participants (`mrpipe.t
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -240,10 +242,8 @@ def assemble(
     ]
     tried = pl.DataFrame(outcome, schema=TRIED_SCHEMA, orient="row")
     places = np.array([c for c in chosen if c is not None], dtype=np.int64)
-    panels = [
-        Panel(p.plink, p.row, p.swap, places[places[:, 0] == s, 1], np.flatnonzero(places[:, 0] == s))
-        for s, p in enumerate(panels)
-    ]
+    chosen_of = [np.flatnonzero(places[:, 0] == s) for s in range(len(panels))]
+    panels = [Panel(p.plink, p.row, p.swap, places[at, 1], at) for p, at in zip(panels, chosen_of, strict=True)]
     return sets, identity, panels, tried
 
 
@@ -285,19 +285,10 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
         kept = ids.join(cohort, on="sample_id", how="left", maintain_order="left")
         packed = merged_rows(panels, len(kept), len(identity))
     counts = [f"{s.plink.name}: {s.plink.n_people} people, {s.n_considered} → {len(s.identity)} SNPs" for s in sets]
-    modality = Modality(
-        name="genomic",
-        bit=BIT,
-        kind="genotype",
-        shape=(len(identity),),
-        dtype="uint8",
-        encoding="packed2",
-        description=f"{DESCRIPTION} ({options.merge}, {options.target_build}; {'; '.join(counts)}). "
-        + missing_calls(packed, len(identity), panels, kept["phase"].to_numpy().astype(str), options.merge),
-    )
-    return Features(
-        modality=modality,
-        batches=batches(kept["sample_id"].to_list(), packed, modality.arrow_schema()),
-        dictionary=lambda: _dictionary(identity, sets, panels, packed, options.target_build),
-        tried=lambda: tried,
-    )
+    text = f"{DESCRIPTION} ({options.merge}, {options.target_build}; {'; '.join(counts)}). "
+    text += missing_calls(packed, len(identity), panels, kept["phase"].to_numpy().astype(str), options.merge)
+    stored: dict[str, Any] = {"kind": "genotype", "shape": (len(identity),), "dtype": "uint8", "encoding": "packed2"}
+    modality = Modality(name="genomic", bit=BIT, description=text, **stored)
+    rows = batches(kept["sample_id"].to_list(), packed, modality.arrow_schema())
+    dictionary = partial(_dictionary, identity, sets, panels, packed, options.target_build)
+    return Features(modality=modality, batches=rows, dictionary=dictionary, tried=lambda: tried)

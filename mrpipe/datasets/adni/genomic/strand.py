@@ -135,14 +135,10 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     frame = frame.with_columns(position, frequency.fill_null(float("nan")))
     key = position_keys(frame["chrom"], frame["position"].to_numpy())
     order = np.argsort(key, kind="stable")
-    return KnownSnps(
-        key[order],
-        allele_codes(frame["counted"])[order],
-        allele_codes(frame["other"])[order],
-        frame["frequency"].to_numpy()[order],
-        # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
-        frame["id"].fill_null(".").str.split(":").list.first().to_numpy().astype(np.str_)[order],
-    )
+    counted, other = (allele_codes(frame[name])[order] for name in ("counted", "other"))
+    # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
+    ids = frame["id"].fill_null(".").str.split(":").list.first().to_numpy().astype(np.str_)[order]
+    return KnownSnps(key[order], counted, other, frame["frequency"].to_numpy()[order], ids)
 
 
 @dataclass(frozen=True)

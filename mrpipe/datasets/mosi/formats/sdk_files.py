@@ -124,8 +124,8 @@ class SdkFiles:
         fold = [folds.get(v) for v in video]
         self.clips = clip_frame(corpus, video, clip, score, fold, segments[:, 0], segments[:, 1])
         ids = self.clips["sample_id"].to_list()
-        for fault in score_faults(labels.path.name, f"{labels.root}/data/*/features", corpus, score, ids, rows=False):
-            faults.add(fault)
+        column = f"{labels.root}/data/*/features"
+        faults.faults.extend(score_faults(labels.path.name, column, corpus, score, ids, rows=False))
         doubled = self.clips.filter(pl.col("sample_id").is_duplicated())["sample_id"].to_list()
         if doubled:
             faults.add(labels.fault("", None, "one label per segment", f"{doubled[0]} repeated"))

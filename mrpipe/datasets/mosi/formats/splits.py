@@ -179,8 +179,7 @@ class SplitExport:
                 continue
             frame = clip_frame(corpus, [v for v, _ in ids], [c for _, c in ids], score, [PARTS[part]] * len(ids))
             names = frame["sample_id"].to_list()
-            for fault in score_faults(self.path.name, f"{part}/{key}", corpus, score, names):
-                faults.add(fault)
+            faults.faults.extend(score_faults(self.path.name, f"{part}/{key}", corpus, score, names))
             frames.append(frame.with_columns(pl.lit(part).alias("part")).with_row_index("row"))
         if not frames:
             return pl.DataFrame()
@@ -315,14 +314,8 @@ class SplitExport:
         x[np.isinf(x)] = np.nan
         if form != "vector":
             x[(x == 0).all(axis=1)] = np.nan
-        block = RaggedBlock(
-            sample_id=np.array(self.clips["sample_id"].to_list(), dtype=np.str_),
-            values=x,
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            names=feature_names(modality, x.shape[1]),
-            file=self.path.name,
-            columns=(modality,),
-        )
+        names = feature_names(modality, x.shape[1])
+        block = RaggedBlock.of(self.clips, x, lengths, names=names, file=self.path.name, columns=(modality,))
         return block.collapsed() if form in ("vector", "collapse") else block
 
 

@@ -30,6 +30,7 @@ FRAME_NOISE = 0.5  # standard deviation of frames around the reading of their cl
 FAILED_FRAMES = 0.01  # fraction of vision frames without a face, which are all zero
 PARTS = ("train", "valid", "test")
 Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 
 def write(export: Path, world: "World", options: MosiSimulation) -> None:
@@ -90,9 +91,7 @@ def _runs(group: NDArray[np.int64], n: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
 
 
-def _frames(
-    world: "World", options: MosiSimulation, modality: str, d: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64], Floats]:
+def _frames(world: "World", options: MosiSimulation, modality: str, d: int) -> tuple[Ints, NDArray[np.float64], Floats]:
     """Frames of all videos: video (F,), start and end in seconds (F, 2), features (F, d)."""
     rng = keyed.generator(options.seed, "mosi/frames", modality)
     last = np.append(np.flatnonzero(np.diff(world.token_video)), len(world.token_video) - 1)
@@ -283,12 +282,7 @@ def _piece_ids(marked: list[list[str]]) -> NDArray[np.float32]:
 
 
 def _padded(
-    values: Floats,
-    offsets: NDArray[np.int64],
-    width: int,
-    *,
-    before: NDArray[np.int64] | int = 0,
-    lengths: NDArray[np.int64] | None = None,
+    values: Floats, offsets: Ints, width: int, *, before: Ints | int = 0, lengths: Ints | None = None
 ) -> Floats:
     """Pad sequences to (N, width, d): the first `lengths` steps from position `before` on, zeros elsewhere."""
     lengths = np.diff(offsets) if lengths is None else lengths
