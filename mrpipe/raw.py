@@ -25,7 +25,7 @@ ROW = "__row"
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, streamed."""
+
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -198,13 +198,8 @@ def read_csv(
         fix = "Export the table again."
         raise DataError(Fault(file=shown_as, expected="at least one row", found="a header without rows", fix=fix))
     present = [c for c in columns if c.name in header]
-    cleaned = frame.with_columns(
-        pl.when(pl.col(c.name).str.strip_chars().is_in(c.null_values))
-        .then(None)
-        .otherwise(pl.col(c.name).str.strip_chars())
-        .alias(c.name)
-        for c in present
-    )
+    texts = [(c, pl.col(c.name).str.strip_chars()) for c in present]
+    cleaned = frame.with_columns(pl.when(~text.is_in(c.null_values)).then(text) for c, text in texts)
     cast = cleaned.with_columns(typed(c).alias(c.name) for c in present)
     for column in present:
         bad = cleaned[column.name].is_not_null() & cast[column.name].is_null()

@@ -8,8 +8,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class EnricoOptions:
-    """How an Enrico export is read."""
-
     STEPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "image_size": ("screenshot", "wireframe"),
         "wireframes render_missing_wireframes": ("cohort", "wireframe"),

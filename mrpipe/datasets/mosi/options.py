@@ -13,8 +13,6 @@ FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench", "mult", "mag",
 
 @dataclass(frozen=True, kw_only=True)
 class MosiOptions:
-    """Options of the CMU-MOSI readers."""
-
     corpus: ClassVar[Corpus] = MOSI
     STEPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "text_form text_features": ("text",),
