@@ -175,6 +175,7 @@ class Checked:
             (an upper bound); a modality that is absent here is unknown before `build`.
         unused: recognised files of the export that a build does not read → the reason, and how to use them.
         options: options with another value in the manifest: what `auto` stands for, and names instead of paths.
+        hashes: SHA-256 of the files that the check has hashed.
     """
 
     release: str
@@ -184,6 +185,7 @@ class Checked:
     observed: Mapping[str, pl.Series] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +200,7 @@ class ModalityReader:
             (raw, cohort samples, options, part, n_parts, out) writes part `part` of `n_parts` to the Parquet file
             `out`. The scratch folder `out.with_suffix("")` survives a kill, so that a part can be resumed.
         n_parts: options → number of parts.
+        parts_of: name of the modality whose parts `read` gets, which are prepared once for both (instead of `prepare`).
         qc: (attempts returned by `Features.tried`, folder of the parts, output folder) writes the quality control,
             `qc.parquet` and `contact_sheet.png`, without subject ids, file names or dates.
     """
@@ -207,6 +210,7 @@ class ModalityReader:
     read: Callable[..., Features]
     prepare: Callable[[Path, pl.DataFrame, Any, int, int, Path], None] | None = None
     n_parts: Callable[[Any], int] = lambda options: 1
+    parts_of: str = ""
     qc: Callable[[pl.DataFrame, Path, Path], None] | None = None
 
 

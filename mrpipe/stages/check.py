@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
@@ -15,6 +16,7 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.forms import recognise
+from mrpipe.kept import keeping
 from mrpipe.options import parse_options
 from mrpipe.raw import require_folder, sha256
 from mrpipe.schema import Checked, Dataset, Scheme, Task
@@ -40,11 +42,14 @@ def _as_one(label: str, root: Path, members: Sequence[Path]) -> dict[str, Any]:
 
 
 def inventory(
-    raw: Path, files: tuple[Path, ...], groups: Mapping[str, tuple[Path, ...]] | None = None
+    raw: Path,
+    files: tuple[Path, ...],
+    groups: Mapping[str, tuple[Path, ...]] | None = None,
+    hashes: Mapping[Path, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Path relative to the export, size in bytes and SHA-256 of all input files.
 
-    Each large folder is one entry, and so is each of `groups` (label → files).
+    Each large folder is one entry, and so is each of `groups` (label → files). `hashes` are those that are known.
     """
     by_folder: defaultdict[Path, list[Path]] = defaultdict(list)
     for file in sorted(set(files)):
@@ -57,7 +62,9 @@ def inventory(
         for file in members:
             # Files outside of the export (declarations) are listed by name, because paths differ between machines.
             name = file.relative_to(raw).as_posix() if file.is_relative_to(raw) else file.name
-            entries.append({"path": name, "size": file.stat().st_size, "sha256": sha256(file)})
+            entries.append(
+                {"path": name, "size": file.stat().st_size, "sha256": (hashes or {}).get(file) or sha256(file)}
+            )
     return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]
 
 
@@ -68,6 +75,7 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
+@keeping()
 def check(
     dataset: Dataset,
     raw: Path,
@@ -134,7 +142,7 @@ def check(
         | dict(checked.options),
         "modalities": list(present),
         "notes": [*notes, *_class_notes(declared.tasks, labels), *_mask_notes(declared.tasks, labels, observed)],
-        "inputs": inventory(raw, checked.files, checked.groups),
+        "inputs": inventory(raw, checked.files, checked.groups, checked.hashes),
         "n_samples": len(samples),
         "observed": {m: len(observed[m]) if m in observed else None for m in present},
         "lacking": [m for m in declared.modalities if m not in present and (modalities is None or m in modalities)],
@@ -258,7 +266,9 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     """Check an export and write `checked.json`; after a failed check, no older `checked.json` remains."""
     path = WorkLayout(work).checked
     path.unlink(missing_ok=True)
-    result = check(dataset, raw, settings, **chosen)
+    shutil.rmtree(kept := WorkLayout(work).kept, ignore_errors=True)
+    with keeping(kept):
+        result = check(dataset, raw, settings, **chosen)
     write_text(WorkLayout(work).inputs, json.dumps(result.pop("seen")) + "\n")
     require_unchanged(work)
     write_text(path, json.dumps(result, indent=1, sort_keys=True) + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from mrpipe.errors import LISTED_FAULTS, DataError, Fault
+from mrpipe.kept import keeping
 from mrpipe.options import parse_options
 from mrpipe.reading import read_json
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
@@ -35,7 +36,8 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
     """Write `cohort.parquet` (samples, and a column `label.<task>` per task) and `attrition.parquet`; returns n."""
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     dataset = dataset.declared(raw, options)
-    cohort = dataset.cohort(raw, options)
+    with keeping(WorkLayout(work).kept):
+        cohort = dataset.cohort(raw, options)
     require_unchanged(work)
     validate(dataset, cohort)
     frame = cohort.samples

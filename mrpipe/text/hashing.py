@@ -98,14 +98,11 @@ def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Fl
     flat, offsets = flatten(tokens)
     if not flat:
         return np.zeros((len(tokens), n_features), dtype=np.float32)
-    distinct, index = np.unique(np.asarray(flat, dtype=object).astype(str), return_inverse=True)
-    columns = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(_normal_form(w).encode(), digest_size=8).digest(), "little") % n_features
-            for w in distinct.tolist()
-        ],
-        dtype=np.int64,
-    )
+    column = {
+        w: int.from_bytes(hashlib.blake2b(_normal_form(w).encode(), digest_size=8).digest(), "little") % n_features
+        for w in set(flat)
+    }
+    columns = np.fromiter(map(column.__getitem__, flat), dtype=np.int64, count=len(flat))
     rows = np.repeat(np.arange(len(tokens)), np.diff(offsets))
-    cells = np.bincount(rows * n_features + columns[index], minlength=len(tokens) * n_features)
+    cells = np.bincount(rows * n_features + columns, minlength=len(tokens) * n_features)
     return cells.reshape(len(tokens), n_features).astype(np.float32)

@@ -27,9 +27,7 @@ DATASET = Dataset(
         ),
         "note": ModalityReader(bit=1, description=notes.DESCRIPTION, read=notes.read_notes),
         "code": ModalityReader(bit=2, description=codes.DESCRIPTION, read=codes.read_codes),
-        "lab_summary": ModalityReader(
-            bit=3, description=labs.SUMMARY, read=labs.read_summary, prepare=labs.prepare_summary, n_parts=labs.n_shards
-        ),
+        "lab_summary": ModalityReader(bit=3, description=labs.SUMMARY, read=labs.read_summary, parts_of="lab"),
     },
     tasks=(
         Task(

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from mrpipe.datasets.mimic import tables as mimic
 from mrpipe.datasets.mimic.codes import codes_of
 from mrpipe.datasets.mimic.cohort import birth, ended, possible, require_consistent, visits
 from mrpipe.datasets.mimic.options import MimicOptions, within
+from mrpipe.datasets.mimic.scan.kept import write_rows
 from mrpipe.errors import DataError, Fault, FaultCollector
+from mrpipe.kept import keep, place
 from mrpipe.raw import few, sha256
 from mrpipe.schema import Checked
 from mrpipe.text.encoders import recorded
@@ -34,20 +37,22 @@ UNREAD = {
 }
 
 
-def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCollector, notes: list[str]) -> set[Path]:
-    """Compare files with the provider's checksums; returns the verified files."""
+def _verify(
+    raw: Path, files: list[Path], options: MimicOptions, faults: FaultCollector, notes: list[str]
+) -> dict[Path, str]:
+    """Compare files with the provider's checksums; returns the verified files and their SHA-256."""
     sums = mimic.provider_sums(raw) if options.checksums != "skip" else {}
     unlisted = sorted(set(options.rebuilt) - {within(raw, f) for f in sums})
     if unlisted and options.checksums != "skip":
         expected, found = f"files listed in {mimic.SUMS}", ", ".join(unlisted)
         faults.add(Fault(file="options", column="rebuilt", expected=expected, found=found))
-    verified = set()
+    verified = {}
     for path in files:
         name = within(raw, path)
         listed = path in sums and name not in options.rebuilt
         found = sha256(path) if listed else ""
         if listed and found == sums[path]:
-            verified.add(path)
+            verified[path] = found
         elif listed and options.checksums == "verify":
             expected = f"SHA-256 {sums[path][:16]}… as in {mimic.SUMS}"
             declared = f"--set 'rebuilt=[\"{name}\"]'; checksums=note accepts all mismatches."
@@ -144,7 +149,7 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
             notes.append(
                 f"{mimic.PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes"
             )
-    observed = {}
+    observed, verified = {}, dict[Path, str]()
     if not faults.faults:
         kept = visits(raw, options).kept
         codes = codes_of(raw, ended(kept), options)
@@ -154,10 +159,14 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         n_rows = {name: len(frame) for name, frame in frames.items()}
         subjects = kept["subject_id"].unique().to_numpy()
         for name, form in forms.items() if options.integrity == "full" else ():
-            if not verified.issuperset(form):
+            if not verified.keys() >= set(form):
                 # As the build does, which finds all errors of the rows that it uses.
-                whole = mimic.scan_table(raw, form, large[name], subjects)
-                faults.attempt(deque, whole, maxlen=0)
+                known = frames["hosp/patients"]["subject_id"].to_numpy()
+                whole = mimic.scan_table(raw, form, large[name], subjects, known=known)
+                if path := place(form, large[name], lasting=True):
+                    faults.attempt(keep, path, partial(write_rows, whole, subjects))
+                else:
+                    faults.attempt(deque, whole, maxlen=0)
                 n_rows[mimic.PLACES[name]] = whole.n_rows
         notes += _count_notes(n_rows, release)
     faults.raise_if_any()
@@ -176,6 +185,7 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
         files=tuple(files),
         notes=tuple(notes),
         observed=observed,
+        hashes=verified,
         unused=unused,
         options={"text_encoder": encoder},
     )

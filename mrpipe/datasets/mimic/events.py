@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.events import SortedRuns, write_part
 from mrpipe.datasets.mimic.cohort import visits_of
-from mrpipe.datasets.mimic.options import MimicOptions, within
+from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.ranges import canonical_unit
-from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, open_table, scan_table
+from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, scan_patients
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
 
@@ -117,7 +117,7 @@ class UnitCodes:
         self._codes: dict[str | None, int] = {None: 0, "": 0}
 
     def encode(self, units: pl.Series) -> NDArray[np.uint16]:
-        for unit in units.unique().to_list():
+        for unit in units.unique(maintain_order=True).to_list():
             if unit not in self._codes:
                 name = canonical_unit(unit)
                 if name not in self.names:
@@ -152,12 +152,6 @@ def cohort_hash(samples: pl.DataFrame, options: MimicOptions) -> str:
     """Hash of cohort and options, because a part refers to patients by their rank in the cohort."""
     ids = samples["sample_id"].sort().to_list()
     return hashlib.sha256(json.dumps([ids, asdict(options)], sort_keys=True).encode()).hexdigest()
-
-
-def input_hash(tables: dict[str, Form], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
-    """Hash of all inputs of a part (files by size and time, cohort, options); parts with another hash are stale."""
-    state = [(within(raw, f), f.stat().st_size, f.stat().st_mtime_ns) for files in tables.values() for f in files]
-    return hashlib.sha256(json.dumps([state, cohort_hash(samples, options)]).encode()).hexdigest()
 
 
 def event_files(raw: Path, options: MimicOptions) -> dict[str, Form]:
@@ -214,7 +208,6 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     """
     options.validate()
     files = event_files(raw, options)
-    hashes = {"fingerprint": input_hash(files, raw, samples, options), "cohort": cohort_hash(samples, options)}
     ids = samples["sample_id"].sort().to_list()
     subjects = np.array([int(i) for i in ids], dtype=np.int64)
     in_part = id_keys(ids) % np.uint64(n_parts) == part
@@ -222,19 +215,18 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     low = int(subjects.min())
     ranks = np.full(int(subjects.max()) - low + 1, -1, dtype=np.int32)
     ranks[subjects - low] = np.arange(len(ids), dtype=np.int32)
-    known = open_table(raw, "hosp/patients", options)["subject_id"].to_numpy()
     units, tally = UnitCodes(), Tally()
     with SortedRuns(out.with_suffix(""), len(ids), RUN) as runs:
         if in_part.any():
             for source, form in files.items():
-                scan = scan_table(raw, form, EVENTS[source], subjects[in_part], known=known)
+                scan = scan_patients(raw, form, EVENTS[source], subjects[in_part])
                 for frame in scan:
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
                 _LOG.info(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
-        _write_part(out, runs, units, tally, hashes)
+        _write_part(out, runs, units, tally, cohort_hash(samples, options))
 
 
-def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, tally: Tally, hashes: dict[str, str]) -> None:
+def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, tally: Tally, cohort: str) -> None:
     by_unit: Counter[tuple[int, int]] = Counter()
 
     def groups() -> Iterator[NDArray[Any]]:
@@ -247,6 +239,6 @@ def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, tally: Tally, has
     def state() -> dict[str, Any]:
         items = [[item, unit, n] for (item, unit), n in sorted(by_unit.items())]
         counts = dict(sorted(tally.counts.items()))
-        return {**hashes, "units": units.names, "n_rows": tally.n_rows, "counts": counts, "items": items}
+        return {"cohort": cohort, "units": units.names, "n_rows": tally.n_rows, "counts": counts, "items": items}
 
     write_part(out, groups(), RUN, PART_KEY, state)

@@ -1,6 +1,8 @@
 """Modality note: each step is one note, x = hashed term counts or an embedding, time in days since the first visit."""
 
 import logging
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
 from mrpipe.datasets.mimic.note_text import clean, pieces
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables, scan_table
+from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables, scan_patients
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Features, Modality
 from mrpipe.text.encoders import PREFIX, Precomputed, get_encoder, hashed_counts, tokenise
@@ -74,7 +76,7 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
         files = find_table(raw, PLACES[name], faults, options)
         faults.raise_if_any()
         assert files is not None
-        scan = scan_table(raw, files, NOTES[name], subjects)
+        scan = scan_patients(raw, files, NOTES[name], subjects)
         for frame in scan:
             frame = _admissible(frame, name, kept, options, removed)
             only = options.note_sections if name == "discharge" else ()
@@ -97,6 +99,26 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
         f"mimic note: {n_rows:,} notes read{odd}; removed: "
         + ("; ".join(f"{r} {n:,}" for r, n in sorted(removed.items()) if n) or "none")
     )
+
+
+class SpilledRows:
+    """Rows of a matrix in a temporary file: the vectors of all notes of MIMIC-IV take 1.4 GB."""
+
+    def __init__(self) -> None:
+        self._file, self.width = tempfile.TemporaryFile(), 0  # noqa: SIM115
+        self._dtype: Any = np.float32
+
+    def add(self, x: NDArray[Any]) -> None:
+        """Append rows (n, width), all of one dtype."""
+        self.width, self._dtype = x.shape[1], x.dtype
+        self._file.write(np.ascontiguousarray(x).data)
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The rows with these numbers, (n, width)."""
+        self._file.flush()
+        size = self.width * self._dtype.itemsize
+        read = b"".join(os.pread(self._file.fileno(), size, row * size) for row in rows.tolist())
+        return np.frombuffer(read, self._dtype).reshape(len(rows), self.width)
 
 
 class _Vectors:
@@ -156,20 +178,19 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         raise DataError(Fault(file="note/discharge.csv.gz", expected=expected, found="none", fix=fix))
     encode = _Vectors(options)
     keys: list[pl.DataFrame] = []
-    vectors: list[NDArray[Any]] = []
+    vectors = SpilledRows()
     n_texts = 0
     for frame in read_texts(raw, samples, options):
         for block in frame.iter_slices(512):
             kept, x = encode(block)
             keys.append(kept.drop("text"))
-            vectors.append(x)
+            vectors.add(x)
             n_texts += len(block)
     encode.report(n_texts - sum(map(len, keys)), n_texts)
     index = pl.concat(keys) if keys else pl.DataFrame()
     if index.is_empty():
         expected, fix = "notes of visits in the cohort", "Check that the notes are of the same release."
         raise DataError(Fault(file="note/", expected=expected, found="none", fix=fix))
-    x = np.concatenate(vectors)
     index = index.with_row_index("row").sort(ORDER)
     index = index.unique("note_id", keep="first", maintain_order=True)
     present, lengths = np.unique(index["rank"].to_numpy(), return_counts=True)
@@ -182,7 +203,7 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         name="note",
         bit=1,
         kind="sequence",
-        shape=(x.shape[1],),
+        shape=(vectors.width,),
         irregular=True,
         time_unit="days since the first visit",
         encoder=encode.name,
@@ -196,10 +217,12 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         for a in range(0, len(present), BATCH):
             b = min(a + BATCH, len(present))
             steps = slice(offsets[a], offsets[b])
-            yield record_batch(modality, ids[present[a:b]].tolist(), x[rows[steps]], lengths[a:b], days[steps])
+            yield record_batch(
+                modality, ids[present[a:b]].tolist(), vectors.take(rows[steps]), lengths[a:b], days[steps]
+            )
 
     kind = "count" if encode.counts else "embedding"
-    columns = {"name": [f"{kind}_{i}" for i in range(x.shape[1])], "kind": kind, "source_column": "text"}
+    columns = {"name": [f"{kind}_{i}" for i in range(vectors.width)], "kind": kind, "source_column": "text"}
     columns["description"], tables = encode.name, ", ".join(note_tables(raw, options))
     dictionary = dictionary_of("note", tables, columns, len(present), len(samples))
     return Features(modality=modality, batches=batches(), dictionary=dictionary)

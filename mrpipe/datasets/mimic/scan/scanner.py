@@ -220,7 +220,18 @@ def is_parquet(path: Path) -> bool:
         return path.name.lower().endswith(".parquet") or handle.read(4) == b"PAR1"
 
 
-class TableScan:
+class Counts:
+    """Numbers of records that a scan has read so far, in all and of odd ones; see `TableScan`."""
+
+    n_rows = n_unknown = n_cp1252 = 0
+
+    def oddities(self) -> str:
+        """Counts of odd records, for a progress line; empty if there are none."""
+        unknown = f"; {self.n_unknown:,} of patients who are not in hosp/patients" if self.n_unknown else ""
+        return unknown + (f"; {self.n_cp1252:,} not UTF-8, read as Windows-1252" if self.n_cp1252 else "")
+
+
+class TableScan(Counts):
     """Iterate over frames with the canonical names of `columns` and the rows of `subjects` (None: all), in file order.
 
     The table is in one file, or in several with a header each, with the names `shown_as` in error messages. `numbered`
@@ -249,7 +260,6 @@ class TableScan:
         self._shown = [shown_as] if isinstance(shown_as, str) else shown_as
         self.columns, self._numbered = columns, numbered
         self.keep, self.known = (None if ids is None else SubjectFilter(ids) for ids in (subjects, known))
-        self.n_rows = self.n_unknown = self.n_cp1252 = 0
         self.block, self.parse = BLOCK, PARSE
         self._parts: list[TablePart] = []
         faults = FaultCollector()
@@ -263,11 +273,6 @@ class TableScan:
         """Parse the first rows as a scan does, which detects, for example, a shifted header."""
         self.block = self.parse = 2**16
         next(iter(self), None)
-
-    def oddities(self) -> str:
-        """Counts of odd records, for a progress line; empty if there are none."""
-        unknown = f"; {self.n_unknown:,} of patients who are not in hosp/patients" if self.n_unknown else ""
-        return unknown + (f"; {self.n_cp1252:,} not UTF-8, read as Windows-1252" if self.n_cp1252 else "")
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         sizes = [p.path.stat().st_size for p in self._parts]
