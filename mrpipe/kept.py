@@ -11,8 +11,8 @@ from pathlib import Path
 from mrpipe.raw import sha256
 from mrpipe.store.parquet import replacing, write_text
 
-_FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
-_LASTING: ContextVar[bool] = ContextVar("lasting", default=False)
+# The folder, and whether it is the work folder.
+_FOLDER: ContextVar[tuple[Path, bool] | None] = ContextVar("folder", default=None)
 
 
 @contextmanager
@@ -22,12 +22,11 @@ def keeping(folder: Path | None = None) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as used:
-        tokens = _FOLDER.set(Path(used)), _LASTING.set(folder is not None)
+        token = _FOLDER.set((Path(used), folder is not None))
         try:
             yield
         finally:
-            _FOLDER.reset(tokens[0])
-            _LASTING.reset(tokens[1])
+            _FOLDER.reset(token)
 
 
 def place(files: Iterable[Path], *key: object, lasting: bool = False) -> Path | None:
@@ -37,8 +36,8 @@ def place(files: Iterable[Path], *key: object, lasting: bool = False) -> Path | 
         key: what else determines the content, such as the columns.
         lasting: only in a work folder, for tables that are too large for a temporary one.
     """
-    folder = _FOLDER.get()
-    if folder is None or (lasting and not _LASTING.get()):
+    folder, is_lasting = _FOLDER.get() or (None, False)
+    if folder is None or (lasting and not is_lasting):
         return None
     state = [(os.path.abspath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return folder / f"{hashlib.sha256(repr((state, key)).encode()).hexdigest()[:24]}.parquet"

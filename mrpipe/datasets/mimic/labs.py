@@ -102,8 +102,3 @@ def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts:
         return dictionary_of("lab_summary", "", columns, events.observed, events.n_samples, STATISTICS)
 
     return Features(modality=modality, batches=events.batches(content.groups()), dictionary=dictionary)
-
-
-def n_shards(options: MimicOptions) -> int:
-    """Number of parts in which the measurements are prepared."""
-    return options.n_shards

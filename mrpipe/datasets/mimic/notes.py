@@ -1,7 +1,6 @@
 """Modality note: each step is one note, x = hashed term counts or an embedding, time in days since the first visit."""
 
 import logging
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -101,26 +100,6 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
     )
 
 
-class SpilledRows:
-    """Rows of a matrix in a temporary file: the vectors of all notes of MIMIC-IV take 1.4 GB."""
-
-    def __init__(self) -> None:
-        self._file, self.width = tempfile.TemporaryFile(), 0  # noqa: SIM115
-        self._dtype: Any = np.float32
-
-    def add(self, x: NDArray[Any]) -> None:
-        """Append rows (n, width), all of one dtype."""
-        self.width, self._dtype = x.shape[1], x.dtype
-        self._file.write(np.ascontiguousarray(x).data)
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """The rows with these numbers, (n, width)."""
-        self._file.flush()
-        size = self.width * self._dtype.itemsize
-        read = b"".join(os.pread(self._file.fileno(), size, row * size) for row in rows.tolist())
-        return np.frombuffer(read, self._dtype).reshape(len(rows), self.width)
-
-
 class _Vectors:
     """Convert notes to vectors: hashed term counts, the normalised mean of their chunks' embeddings, or precomputed."""
 
@@ -178,19 +157,22 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         raise DataError(Fault(file="note/discharge.csv.gz", expected=expected, found="none", fix=fix))
     encode = _Vectors(options)
     keys: list[pl.DataFrame] = []
-    vectors = SpilledRows()
+    # The vectors of all notes of MIMIC-IV take 1.4 GB.
+    spilled, x = tempfile.TemporaryFile(), np.empty((0, 0), np.float32)  # noqa: SIM115
     n_texts = 0
     for frame in read_texts(raw, samples, options):
         for block in frame.iter_slices(512):
             kept, x = encode(block)
             keys.append(kept.drop("text"))
-            vectors.add(x)
+            x.tofile(spilled)
             n_texts += len(block)
     encode.report(n_texts - sum(map(len, keys)), n_texts)
     index = pl.concat(keys) if keys else pl.DataFrame()
     if index.is_empty():
         expected, fix = "notes of visits in the cohort", "Check that the notes are of the same release."
         raise DataError(Fault(file="note/", expected=expected, found="none", fix=fix))
+    spilled.flush()
+    x = np.memmap(spilled, x.dtype, "r", shape=(len(index), x.shape[1]))
     index = index.with_row_index("row").sort(ORDER)
     index = index.unique("note_id", keep="first", maintain_order=True)
     present, lengths = np.unique(index["rank"].to_numpy(), return_counts=True)
@@ -203,7 +185,7 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         name="note",
         bit=1,
         kind="sequence",
-        shape=(vectors.width,),
+        shape=(x.shape[1],),
         irregular=True,
         time_unit="days since the first visit",
         encoder=encode.name,
@@ -217,12 +199,10 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         for a in range(0, len(present), BATCH):
             b = min(a + BATCH, len(present))
             steps = slice(offsets[a], offsets[b])
-            yield record_batch(
-                modality, ids[present[a:b]].tolist(), vectors.take(rows[steps]), lengths[a:b], days[steps]
-            )
+            yield record_batch(modality, ids[present[a:b]].tolist(), x[rows[steps]], lengths[a:b], days[steps])
 
     kind = "count" if encode.counts else "embedding"
-    columns = {"name": [f"{kind}_{i}" for i in range(vectors.width)], "kind": kind, "source_column": "text"}
+    columns = {"name": [f"{kind}_{i}" for i in range(x.shape[1])], "kind": kind, "source_column": "text"}
     columns["description"], tables = encode.name, ", ".join(note_tables(raw, options))
     dictionary = dictionary_of("note", tables, columns, len(present), len(samples))
     return Features(modality=modality, batches=batches(), dictionary=dictionary)

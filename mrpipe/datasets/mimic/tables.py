@@ -165,7 +165,7 @@ def scan_table(raw: Path, files: Form, columns: Columns, subjects: Ids | None = 
     return TableScan(files, columns, subjects, shown_as=[within(raw, f) for f in files], **more)
 
 
-def scan_patients(raw: Path, files: Form, columns: Columns, subjects: Ids) -> TableScan | KeptScan:
+def scan_patients(raw: Path, files: Form, columns: Columns, subjects: Ids) -> TableScan:
     """Scan of a large table for the rows of these patients, or those that `check` kept if it has read all of them."""
     path = place(files, columns, lasting=True)
     if path and is_kept(path) and (kept := KeptScan(path, subjects)).complete:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpipe.datasets.mimic.scan.records import SubjectFilter
-from mrpipe.datasets.mimic.scan.scanner import Counts, Ids, TableScan
+from mrpipe.datasets.mimic.scan.scanner import Ids, TableScan
 from mrpipe.store.parquet import read_metadata
 
 _KEY = "mrpipe.kept"
@@ -31,7 +31,7 @@ def write_rows(scan: TableScan, subjects: Ids, path: Path) -> None:
         writer.add_key_value_metadata({_KEY: json.dumps(counts | {"subjects": ids})})
 
 
-class KeptScan(Counts):
+class KeptScan(TableScan):
     """Rows of some of the patients of a file of `write_rows`, in frames like those of the scan, with its counts.
 
     Attributes:
@@ -41,7 +41,7 @@ class KeptScan(Counts):
     def __init__(self, path: Path, subjects: Ids):
         state = json.loads(read_metadata(path)[_KEY])
         self.n_rows, self.n_unknown, self.n_cp1252 = (int(state[name]) for name in _COUNTS)
-        self._path, self._keep = path, SubjectFilter(subjects)
+        self._path, self._chosen = path, SubjectFilter(subjects)
         kept = np.frombuffer(b64decode(state["subjects"]), dtype="<i8")
         self.complete = bool(np.isin(subjects, kept).all())
 
@@ -49,4 +49,4 @@ class KeptScan(Counts):
         with pq.ParquetFile(self._path) as file:
             for group in range(file.num_row_groups):
                 frame = pl.DataFrame(file.read_row_group(group))
-                yield frame.filter(pl.Series(self._keep(frame["subject_id"].to_numpy())))
+                yield frame.filter(pl.Series(self._chosen(frame["subject_id"].to_numpy())))

@@ -7,7 +7,10 @@ commas and doubled quotes. Columns are found by name, in any order. Records that
 """
 
 import io
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +24,6 @@ from numpy.typing import NDArray
 from mrpipe.budget import allowed, too_large
 from mrpipe.datasets.mimic.scan.parquet import ParquetPart
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
-from mrpipe.datasets.mimic.scan.progress import scan_progress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, cut, numbers_at, record_ends
 from mrpipe.datasets.mimic.scan.values import TablePart
 from mrpipe.delimited import decode
@@ -29,6 +31,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column
 from mrpipe.reading import reading, unreadable
 
+_LOG = logging.getLogger(__name__)
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
 LONGEST_HEADER, LONGEST_RECORD = 2**16, 64 * 2**20
@@ -36,6 +39,21 @@ LONGEST_HEADER, LONGEST_RECORD = 2**16, 64 * 2**20
 _NEAR = 4
 _PADDING = bytes(PAD)
 Ids = NDArray[np.int64]
+
+
+@contextmanager
+def scan_progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Progress bar of one table, on a terminal that shows progress: a function of the position in bytes."""
+    if not (sys.stderr.isatty() and _LOG.isEnabledFor(logging.INFO)):
+        yield lambda done_bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TransferSpeedColumn
+
+    columns = (*Progress.get_default_columns(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=max(total_bytes, 1))
+        yield lambda done_bytes: progress.update(task, completed=done_bytes)
 
 
 def inflated(file: IO[bytes]) -> Any:
@@ -220,18 +238,7 @@ def is_parquet(path: Path) -> bool:
         return path.name.lower().endswith(".parquet") or handle.read(4) == b"PAR1"
 
 
-class Counts:
-    """Numbers of records that a scan has read so far, in all and of odd ones; see `TableScan`."""
-
-    n_rows = n_unknown = n_cp1252 = 0
-
-    def oddities(self) -> str:
-        """Counts of odd records, for a progress line; empty if there are none."""
-        unknown = f"; {self.n_unknown:,} of patients who are not in hosp/patients" if self.n_unknown else ""
-        return unknown + (f"; {self.n_cp1252:,} not UTF-8, read as Windows-1252" if self.n_cp1252 else "")
-
-
-class TableScan(Counts):
+class TableScan:
     """Iterate over frames with the canonical names of `columns` and the rows of `subjects` (None: all), in file order.
 
     The table is in one file, or in several with a header each, with the names `shown_as` in error messages. `numbered`
@@ -260,6 +267,7 @@ class TableScan(Counts):
         self._shown = [shown_as] if isinstance(shown_as, str) else shown_as
         self.columns, self._numbered = columns, numbered
         self.keep, self.known = (None if ids is None else SubjectFilter(ids) for ids in (subjects, known))
+        self.n_rows = self.n_unknown = self.n_cp1252 = 0
         self.block, self.parse = BLOCK, PARSE
         self._parts: list[TablePart] = []
         faults = FaultCollector()
@@ -273,6 +281,11 @@ class TableScan(Counts):
         """Parse the first rows as a scan does, which detects, for example, a shifted header."""
         self.block = self.parse = 2**16
         next(iter(self), None)
+
+    def oddities(self) -> str:
+        """Counts of odd records, for a progress line; empty if there are none."""
+        unknown = f"; {self.n_unknown:,} of patients who are not in hosp/patients" if self.n_unknown else ""
+        return unknown + (f"; {self.n_cp1252:,} not UTF-8, read as Windows-1252" if self.n_cp1252 else "")
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         sizes = [p.path.stat().st_size for p in self._parts]
