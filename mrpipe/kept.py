@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -21,7 +21,8 @@ def keeping(folder: Path | None = None) -> Iterator[None]:
     if folder is None and _FOLDER.get() is not None:
         yield
         return
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as used:
+    context: AbstractContextManager[str | Path] = nullcontext(folder) if folder else tempfile.TemporaryDirectory()
+    with context as used:
         token = _FOLDER.set((Path(used), folder is not None))
         try:
             yield

@@ -149,7 +149,8 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
             notes.append(
                 f"{mimic.PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes"
             )
-    observed, verified = {}, dict[Path, str]()
+    observed: dict[str, pl.Series] = {}
+    verified: dict[Path, str] = {}
     if not faults.faults:
         known = frames["hosp/patients"]["subject_id"].to_numpy()
         n_rows = {name: len(frame) for name, frame in frames.items()}
