@@ -198,6 +198,7 @@ class ModalityReader:
             (raw, cohort samples, options, part, n_parts, out) writes part `part` of `n_parts` to the Parquet file
             `out`. The scratch folder `out.with_suffix("")` survives a kill, so that a part can be resumed.
         n_parts: options → number of parts.
+        parts_of: name of the modality whose parts `read` gets, which are prepared once for both (instead of `prepare`).
         qc: (attempts returned by `Features.tried`, folder of the parts, output folder) writes the quality control,
             `qc.parquet` and `contact_sheet.png`, without subject ids, file names or dates.
     """
@@ -207,6 +208,7 @@ class ModalityReader:
     read: Callable[..., Features]
     prepare: Callable[[Path, pl.DataFrame, Any, int, int, Path], None] | None = None
     n_parts: Callable[[Any], int] = lambda options: 1
+    parts_of: str = ""
     qc: Callable[[pl.DataFrame, Path, Path], None] | None = None
 
 

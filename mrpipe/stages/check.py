@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
@@ -15,11 +16,12 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.forms import recognise
+from mrpipe.kept import keeping
 from mrpipe.options import parse_options
 from mrpipe.raw import input_sha256, remember, require_folder
 from mrpipe.schema import Checked, Dataset, Scheme, Task
 from mrpipe.stages.declaration import DECLARED, declaration
-from mrpipe.stages.reads import read_inputs, require_unchanged, state_of, write_inputs
+from mrpipe.stages.reads import changed_inputs, read_inputs, require_unchanged, state_of, write_inputs
 from mrpipe.stages.simulate import is_simulated
 from mrpipe.store.layout import StoreLayout, WorkLayout
 from mrpipe.store.leaks import find_leaks, mask_columns
@@ -68,6 +70,7 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
+@keeping()
 def check(
     dataset: Dataset,
     raw: Path,
@@ -258,8 +261,12 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     """Check an export and write `checked.json`; after a failed check, no older `checked.json` remains."""
     path = WorkLayout(work).checked
     path.unlink(missing_ok=True)
-    remember(read_inputs(work).get("files", {}))
-    result = check(dataset, raw, settings, **chosen)
+    known = read_inputs(work).get("files", {})
+    if changed_inputs(known):
+        shutil.rmtree(WorkLayout(work).kept, ignore_errors=True)
+    remember(known)
+    with keeping(WorkLayout(work).kept):
+        result = check(dataset, raw, settings, **chosen)
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     write_inputs(work, raw, options, result.pop("seen"))
     require_unchanged(work)

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from mrpipe.kept import keeping
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
 from mrpipe.stages.reads import record_reads, require_unchanged, step_options
 from mrpipe.store.layout import WorkLayout
@@ -32,7 +33,8 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
     """Write `cohort.parquet` (samples, and a column `label.<task>` per task) and `attrition.parquet`; returns n."""
     options, own = step_options(dataset, "cohort", settings, work)
     dataset = dataset.declared(raw, options)
-    cohort = dataset.cohort(raw, own)
+    with keeping(WorkLayout(work).kept):
+        cohort = dataset.cohort(raw, own)
     require_unchanged(work)
     validate(dataset, cohort)
     frame = cohort.samples

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpipe.errors import UsageError
+from mrpipe.kept import keeping
 from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
 from mrpipe.stages.cohort import read_cohort
+from mrpipe.stages.prepare import parts_of
 from mrpipe.stages.reads import record_reads, require_unchanged, step_options
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_batches, write_frame
@@ -44,19 +46,17 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, settings: Map
     if modality not in dataset.modalities:
         raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")
     cohort, reader = read_cohort(work), dataset.modalities[modality]
-    if reader.prepare is None:
-        features = reader.read(raw, cohort, own)
-    else:
-        n_parts = reader.n_parts(options)
-        parts = [paths.part(modality, k, n_parts) for k in range(n_parts)]
-        if missing := [p.name for p in parts if not p.exists()]:
-            raise UsageError(
-                f"{modality}: {len(missing)} of {n_parts} parts are not prepared ({missing[0]}); "
-                f"run mrpipe prepare {dataset.name} {modality} --part K for each"
-            )
-        for k, part in enumerate(parts):
-            paths.require(part, f"prepare {dataset.name} {modality} --part {k}")
-        features = reader.read(raw, cohort, own, parts)
+    source, n_parts = parts_of(dataset, modality, settings)
+    parts = [paths.part(source, k, n_parts) for k in range(n_parts)]
+    if missing := [p.name for p in parts if not p.exists()]:
+        raise UsageError(
+            f"{modality}: {len(missing)} of {n_parts} parts are not prepared ({missing[0]}); "
+            f"run mrpipe prepare {dataset.name} {source} --part K for each"
+        )
+    for k, part in enumerate(parts):
+        paths.require(part, f"prepare {dataset.name} {source} --part {k}")
+    with keeping(paths.kept):
+        features = reader.read(raw, cohort, own, *([parts] if parts else []))
     declared = features.modality
     if declared.name != modality or declared.bit != dataset.modalities[modality].bit:
         raise AssertionError(f"{dataset.name}/{modality}: the reader returned {declared.name} at bit {declared.bit}")

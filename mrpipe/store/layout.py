@@ -47,6 +47,7 @@ class WorkLayout:
         self.root, self.checked, self.inputs = root, root / "checked.json", root / "inputs.json"
         self.store = StoreLayout(root / "store")
         self.cohort, self.attrition = root / "cohort.parquet", root / "attrition.parquet"
+        self.kept = root / "kept"
 
     def dictionary(self, modality: str) -> Path:
         return self.root / "dictionary" / f"{modality}.parquet"

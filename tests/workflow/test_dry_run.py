@@ -53,6 +53,16 @@ def test_only_requested_modalities_are_ingested(snakemake: Any, tmp_path: Path, 
     assert outcome.jobs == sorted([*store_jobs("mosi", ("text", "audio")), "stores"]), outcome.text
 
 
+@pytest.mark.parametrize("modalities", [("lab", "lab_summary"), ("lab_summary",), ("lab",)])
+def test_one_pass_over_the_measurements_serves_both_of_their_modalities(
+    snakemake: Any, tmp_path: Path, modalities: tuple[str, ...]
+) -> None:
+    mimic = {"raw": "simulated", "modalities": [*modalities], "options": {"n_shards": 2}}
+    outcome = snakemake("stores", "-n", folder=tmp_path, config={"datasets": {"mimic": mimic}})
+    parts = [f"prepare mimic lab {part} 2" for part in range(2)]
+    assert outcome.jobs == sorted([*store_jobs("mimic", modalities), *parts, "stores"]), outcome.text
+
+
 def test_modality_subset_uses_the_full_store(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     experiment = tiny["experiments"]["mosi"] | {"modalities": ["text", "audio"]}
     config = {"datasets": {"mosi": tiny["datasets"]["mosi"]}, "experiments": {"mosi": experiment}}

@@ -66,11 +66,12 @@ def test_thousands_of_scans_are_planned_fast_and_in_few_submissions(tmp_path: Pa
         _, process.returncode, used = os.wait4(process.pid, 0)
     text = (tmp_path / "out.txt").read_text()
     assert process.returncode == 0, text[-2000:]
-    assert len(re.findall(r"^ *rule prepare:", text, flags=re.MULTILINE)) == 2500 + 2 * 64
-    # 100 groups of 25 scans, 16 of 8 shards; simulate, check and cohort in one; samples to verify in one; the report.
+    assert len(re.findall(r"^ *rule prepare:", text, flags=re.MULTILINE)) == 2500 + 64
+    # 100 groups of 25 scans, 8 of 8 shards, which serve lab and lab_summary; simulate, check and cohort in one; samples
+    # to verify in one; the report.
     assert groups(text) - Counter(all=1) == {
         "scans": 100,
-        "shards": 16,
+        "shards": 8,
         "export": 2,
         "ingest": 8,
         "image_qc": 1,

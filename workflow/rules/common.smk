@@ -60,7 +60,7 @@ import_own_packages()
 from moe_retriever.catalogue import gradient_steps, module_of as method_module
 from mrpipe.codehash import code_hash, entry_of
 from mrpipe.errors import MrpipeError
-from mrpipe.stages.prepare import n_parts
+from mrpipe.stages.prepare import parts_of
 from mrpipe_planning.arguments import (
     benchmark_arguments,
     mask_arguments,
@@ -239,10 +239,10 @@ def of_modalities(template):
 
 
 def modality_parts(wildcards):
-    """Files of the parts that a modality's reader joins; most readers have none."""
+    """Files of the parts that a modality's reader joins, which may be those of another modality; most have none."""
     store, modality = store_plan(wildcards), wildcards.modality
-    total = n_parts(store.dataset, modality, store.options)
-    return [f"<results>/build/{store.name}/parts/{modality}/{part}-of-{total}.parquet" for part in range(total)]
+    source, total = parts_of(store.dataset, modality, store.options)
+    return [f"<results>/build/{store.name}/parts/{source}/{part}-of-{total}.parquet" for part in range(total)]
 
 
 def run_folder(run):

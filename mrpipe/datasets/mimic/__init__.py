@@ -26,13 +26,15 @@ DATASET = Dataset(
     simulation=MimicSimulation,
     modalities={
         "lab": ModalityReader(
-            bit=0, description=labs.LAB, read=labs.read_lab, prepare=prepare_events, n_parts=labs.n_shards
+            bit=0,
+            description=labs.LAB,
+            read=labs.read_lab,
+            prepare=prepare_events,
+            n_parts=lambda options: int(options.n_shards),
         ),
         "note": ModalityReader(bit=1, description=notes.DESCRIPTION, read=notes.read_notes),
         "code": ModalityReader(bit=2, description=codes.DESCRIPTION, read=codes.read_codes),
-        "lab_summary": ModalityReader(
-            bit=3, description=labs.SUMMARY, read=labs.read_summary, prepare=labs.prepare_summary, n_parts=labs.n_shards
-        ),
+        "lab_summary": ModalityReader(bit=3, description=labs.SUMMARY, read=labs.read_summary, parts_of="lab"),
     },
     tasks=(
         Task(

@@ -101,7 +101,7 @@ class MimicOptions:
     )
     bin_hours: float = option(0.0, "average each item in bins of this many hours (0: no binning)")
     outlier_ranges: bool = option(True, "discard physiologically impossible values (outlier limits of MIMIC-Extract)")
-    n_shards: int = option(1, "number of parts in which measurements are prepared, split by a hash of subject_id")
+    n_shards: int = option(1, "number of parts in which measurements are prepared, split by ranges of patients")
 
     # Codes
     rollup: str = option(
