@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import snakemake.workflow
+from snakemake.dag import DAG
 from snakemake.persistence.file import FilePersistence
 from snakemake.storage import flag_with_storage_object
 
@@ -110,6 +112,16 @@ class Internals:
 
         if self._workflow.is_main_process:
             self.on_job_finished(Listener())
+
+    def force(self, files: Callable[[], Iterable[str]]) -> None:
+        """Rerun the jobs of these outputs if they are part of the run; --forcerun would request them as well."""
+
+        class Forcing(DAG):  # type: ignore[misc]
+            def __init__(self, *args: Any, forcefiles: Iterable[str] = (), **kwargs: Any):
+                super().__init__(*args, forcefiles={*forcefiles, *files()}, **kwargs)
+
+        if self._workflow.is_main_process:
+            snakemake.workflow.DAG = Forcing
 
     def follow_umask(self) -> None:
         """Write Snakemake's metadata with the permissions of the umask; it would let the group read and write them."""

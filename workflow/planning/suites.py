@@ -7,6 +7,7 @@ on each start of Snakemake but expanded only when they are requested.
 import hashlib
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from mrpipe.experiment.missingness import Missingness
 from mrpipe.fetch.download import FOLDER, catalogue
 from mrpipe.store.masks import combination_name
 
+from .batches import Batch, make_batches
 from .plan import (
     SIMULATED,
     ConfigError,
@@ -121,6 +123,24 @@ class Suites:
         names = [name for name in self.names if not self._not_fetched(name)]
         cells = {folder: run for name in names for folder, run in self.suite(name).cells.items()}
         return cells | {run.folder: replace(run, test=None) for run in cells.values()}
+
+    @cached_property
+    def batches(self) -> dict[str, Batch]:
+        """The jobs that train and evaluate the cells of all suites, by name."""
+        owners: dict[str, list[str]] = defaultdict(list)
+        runs: dict[str, PlannedRun] = {}
+        for name in self.names:
+            if not self._not_fetched(name):
+                for tested, run in self.suite(name).runs.items():
+                    owners[tested].append(name)
+                    runs.setdefault(tested, run)
+        owned = ((run, owners[tested]) for tested, run in runs.items())
+        return make_batches(owned, per_job=self._config.get("cells_per_job"), small=self.size == "smoke")
+
+    @cached_property
+    def batch_of(self) -> dict[str, str]:
+        """Folder of an evaluation → name of its batch."""
+        return {run.tested: batch.name for batch in self.batches.values() for run in batch.runs}
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:

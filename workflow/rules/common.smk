@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -71,6 +71,7 @@ from mrpipe_planning.arguments import (
     settings_asked,
     train_arguments,
 )
+from mrpipe_planning.batches import batch_is_whole, make_batches
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
 from mrpipe_planning.progress import PlannedStep, Steps, shown
 from mrpipe_planning.runs import mask_name
@@ -112,6 +113,11 @@ def planned():
 
 
 PLAN, SUITES = planned()
+EXPERIMENTS = make_batches(
+    ((run, [run.experiment]) for run in PLAN.runs.values()), per_job=config.get("cells_per_job"), small=False
+)
+BATCH_OF = {run.tested: batch.name for batch in EXPERIMENTS.values() for run in batch.runs}
+INTERNALS.force(lambda: forced())
 
 INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
 
@@ -127,9 +133,7 @@ wildcard_constraints:
     # method and its non-default settings.
     experiment="[A-Za-z0-9_.+-]+",
     method="[A-Za-z0-9_.-]+",
-    seed="[0-9]+",
-    # Folder of an evaluation under a protocol, within that of the cell; empty for the cell's own evaluation.
-    test="(?:tests/[^/]+/)?",
+    batch="[A-Za-z0-9_./+-]+",
     suite="[A-Za-z][A-Za-z0-9_]*",
 
 
@@ -208,9 +212,9 @@ def job_group(name):
     return group
 
 
-def group_of_cell(wildcards):
+def group_of_batch(wildcards):
     """Methods without gradient steps use no GPU: separate submissions, which profiles can send elsewhere."""
-    return job_group("cells" if gradient_steps(run_plan(wildcards).method) else "cpu_cells")(wildcards)
+    return job_group("cells" if batch_of(wildcards).gradient else "cpu_cells")(wildcards)
 
 
 def group_of_parts(wildcards):
@@ -229,14 +233,52 @@ def modality_parts(wildcards):
     return [f"<results>/build/{store.name}/parts/{modality}/{part}-of-{total}.parquet" for part in range(total)]
 
 
+def batch_of(wildcards):
+    """The batch of experiments or of suites."""
+    return EXPERIMENTS.get(wildcards.batch) or SUITES.batches[wildcards.batch]
+
+
+def batch_files(runs):
+    """Files of the batches that hold the given evaluations, without duplicates."""
+    names = dict.fromkeys(BATCH_OF.get(run.tested) or SUITES.batch_of[run.tested] for run in runs)
+    return [f"<results>/batches/{name}.json" for name in names]
+
+
+def minutes_of_batch(wildcards):
+    """Time limit. A batch that reaches it is submitted again and continues with its next cell."""
+    batch = batch_of(wildcards)
+    return max(14 * 60 if batch.large else 2 * 60, len(batch.cells) * (120 if batch.large else 10))
+
+
 def run_folder(run):
     return path(f"<results>/runs/{run.folder}")
 
 
-def run_plan(wildcards):
-    """The run of an experiment, or the cell of a suite; for an evaluation under a protocol, with that protocol."""
-    folder = f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}/{wildcards.get('test', '')}".rstrip("/")
-    return PLAN.runs[folder] if folder in PLAN.runs else SUITES.runs[folder]
+@cache
+def code_of_method(method):
+    """Hash of the code that trains and evaluates a method."""
+    return code_hash("moe_retriever.training.loop", "moe_retriever.evaluation.evaluate", method_module(method))
+
+
+def cell_request(cell):
+    """Arguments of `mrpipe train` and `mrpipe evaluate` for a training and its evaluations, as `mrpipe cells` reads them."""
+    run = cell[0]
+    train = ["--store", store_folder(run.store), *(word for file in mask_file(run) for word in ("--mask", path(file)))]
+    train += [word for file in search_result(run) for word in ("--options", path(file))]
+    tests = {}
+    for tested in cell:
+        files = [path(file) for file in test_masks(tested)]
+        protocol = protocol_arguments(tested, files, store_folder(run.store))
+        name = tested.test.name if tested.test else ""
+        tests[name] = ["--store", store_folder(tested.test_store), *protocol]
+    code = code_of_method(run.method)
+    return {"run": run_folder(run), "train": [*train, *train_arguments(run)], "tests": tests, "code": code}
+
+
+def forced():
+    """Files of batches of which a result is missing; their jobs run again."""
+    files = Path(path("<results>/batches")).rglob("*.json")
+    return [str(file) for file in files if not batch_is_whole(file)]
 
 
 def mask_plan(wildcards):
@@ -254,12 +296,10 @@ def mask_file(run):
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
 
 
-def test_files(wildcards):
-    """Mask file and verified store of an evaluation under a protocol; neither for the evaluation of a training."""
-    run = run_plan(wildcards)
+def test_masks(run):
+    """Mask file of an evaluation under a protocol; none for the evaluation of a training."""
     hidden = run.test_missingness
-    mask = [f"<results>/masks/{run.test_store}/{mask_name(hidden)}.parquet"] if run.test and hidden else []
-    return {"mask": mask, "verified": f"<results>/verified/{run.test_store}.txt"}
+    return [f"<results>/masks/{run.test_store}/{mask_name(hidden)}.parquet"] if run.test and hidden else []
 
 
 def store_files(name):
@@ -275,7 +315,7 @@ def store_targets(wildcards):
 def run_targets(wildcards):
     experiments = dict.fromkeys(run.experiment for run in PLAN.runs.values())
     checked = [f"<results>/runs/{name}/settings.json" for name in experiments]
-    return [*checked, *(f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values())]
+    return [*checked, *batch_files(PLAN.runs.values())]
 
 
 def all_targets(wildcards):
@@ -317,7 +357,7 @@ def code_of(*entries, function=None):
 
 def code_with_method(entry, run_of):
     """As `code_of`, with the module of a run's method; `run_of` maps the wildcards to the run."""
-    return lambda wildcards: code_of(entry, method_module(run_of(wildcards).method))(wildcards)
+    return lambda wildcards: code_hash(entry, method_module(run_of(wildcards).method))
 
 
 # Set by `mrpipe run`, which prints steps instead of Snakemake's messages: steps, or quiet for failed steps only.
