@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from moe_retriever.catalogue import gradient_steps, method_title
@@ -18,7 +19,7 @@ from moe_retriever.catalogue import gradient_steps, method_title
 from .runs import PlannedRun, masks_of
 
 # Cells per job, unless the configuration sets `cells_per_job`: few enough that a table occupies eight cores.
-JOINED = 12
+JOINED = 16
 
 # A training and those of its evaluations that the same suites need.
 Cell = tuple[PlannedRun, ...]
@@ -29,7 +30,7 @@ class Batch:
     """The cells of one job.
 
     Attributes:
-        name: path of its file below the folder of all batches, without extension.
+        name: value of the rules' wildcard, unique also among batches of other suites.
         cells: sorted, so that cells with the same data are neighbours.
         large: whether they may take hours each.
     """
@@ -38,26 +39,26 @@ class Batch:
     cells: tuple[Cell, ...]
     large: bool
 
-    @property
-    def gradient(self) -> bool:
-        """Whether any method has gradient steps, for which a GPU is used."""
-        return any(gradient_steps(method) for method in {cell[0].method for cell in self.cells})
+    @cached_property
+    def file(self) -> str:
+        """Path of the batch's file below the folder of all batches; it begins with the name of the rule."""
+        return f"{'cells' if gradient_steps(self.cells[0][0].method) else 'cpu_cells'}/{self.name}.json"
 
-    @property
+    @cached_property
     def runs(self) -> list[PlannedRun]:
         """All evaluations."""
         return [run for cell in self.cells for run in cell]
 
-    @property
+    @cached_property
     def stores(self) -> list[str]:
         return list(dict.fromkeys(name for run in self.runs for name in (run.store, run.test_store)))
 
-    @property
+    @cached_property
     def masks(self) -> list[tuple[str, str]]:
         """Store and name of each mask file, of the trainings and of the protocols."""
         return list(masks_of(self.runs))
 
-    @property
+    @cached_property
     def searches(self) -> list[tuple[str, str]]:
         """Experiment and label of each search whose result the trainings use."""
         return list(dict.fromkeys((run.experiment, run.label) for run in self.runs if run.trials))
@@ -87,25 +88,30 @@ def make_batches(
     for run, owners in runs:
         cells[run.folder, tuple(sorted(owners))].append(run)
     groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
-    singles: list[Batch] = []
     for (folder, owners), tested in cells.items():
         run, gradient = tested[0], gradient_steps(tested[0].method)
-        if (per_job or (JOINED if small or not gradient else 1)) == 1:
-            protocols = [test.name for test in (r.test for r in tested) if test]
-            name = f"{folder}-{_digest(*protocols)}" if protocols else folder
-            singles.append(Batch(name=name, cells=(tuple(tested),), large=gradient and not small))
-        else:
+        if not gradient or small or per_job:
             # Cells that wait for different searches, and large ones of different methods, do not wait for each other.
-            apart = [run.experiment, run.label] if run.trials else [run.label] if not (small or per_job) else []
+            apart = (run.experiment, run.label) if run.trials else () if small or per_job else (run.label,)
             groups[(run.store, str(gradient), *apart, "|", *owners)].append(tuple(tested))
-    joined = []
+        else:
+            groups[folder, *owners].append(tuple(tested))
+    batches = []
     for key, group in groups.items():
         group.sort(key=lambda cell: (cell[0].experiment, cell[0].seed, cell[0].label))
         n = math.ceil(len(group) / (per_job or JOINED))
-        chunks = [group[i * len(group) // n : (i + 1) * len(group) // n] for i in range(n)]
-        named = ((f"{key[0]}/{_digest(*key)}-{i}", tuple(chunk)) for i, chunk in enumerate(chunks))
-        joined += [Batch(name=name, cells=chunk, large=not small and key[1] == "True") for name, chunk in named]
-    return {batch.name: batch for batch in (*singles, *joined)}
+        for i in range(n):
+            chunk = group[i * len(group) // n : (i + 1) * len(group) // n]
+            name = _single(chunk[0]) if len(chunk) == 1 else f"{key[0]}/{_digest(*key)}-{i}"
+            large = not small and gradient_steps(chunk[0][0].method)
+            batches.append(Batch(name=name, cells=tuple(chunk), large=large))
+    return {batch.name: batch for batch in batches}
+
+
+def _single(cell: Cell) -> str:
+    """Name of a batch of one cell: its folder, and its protocols if other suites need others."""
+    protocols = [run.test.name for run in cell if run.test]
+    return f"{cell[0].folder}-{_digest(*protocols)}" if protocols else cell[0].folder
 
 
 def batch_is_whole(file: Path) -> bool:

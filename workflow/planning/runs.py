@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from mrpipe.experiment.missingness import Missingness, non_default, p_text
@@ -57,12 +58,12 @@ class PlannedRun:
     first_seed: int = 0
     test: PlannedTest | None = None
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """Path below the folder of all runs."""
         return f"{self.experiment}/{self.label}/seed{self.seed}"
 
-    @property
+    @cached_property
     def tested(self) -> str:
         """Path of the evaluation below the folder of all runs."""
         return f"{self.folder}/tests/{self.test.name}" if self.test else self.folder
@@ -71,17 +72,24 @@ class PlannedRun:
     def test_store(self) -> str:
         return (self.test and self.test.store) or self.store
 
-    @property
+    @cached_property
     def test_missingness(self) -> Missingness | None:
         """Simulated missingness of the evaluated samples."""
         if self.test is None or self.test.missingness is None:
             return None if self.test else self.missingness
         return replace(self.test.missingness, seed=self.seed, modalities=self.modalities)
 
-    @property
+    @cached_property
     def mask(self) -> str | None:
         """Name of the run's mask file; runs with the same mask name share the file."""
         return None if self.missingness is None else mask_name(self.missingness)
+
+    @cached_property
+    def test_mask(self) -> str | None:
+        """Name of the mask file of the evaluated samples."""
+        if self.test is None or self.test_missingness is None:
+            return None if self.test else self.mask
+        return mask_name(self.test_missingness)
 
 
 def missingness_name(m: Missingness) -> str:
@@ -104,5 +112,7 @@ def mask_name(m: Missingness) -> str:
 
 def masks_of(runs: Iterable[PlannedRun]) -> dict[tuple[str, str], Missingness]:
     """(store, name of the mask file) → settings."""
-    both = [m for r in runs for m in ((r.store, r.missingness), (r.test_store, r.test_missingness))]
-    return {(store, mask_name(m)): m for store, m in both if m}
+    both = [
+        m for r in runs for m in ((r.store, r.mask, r.missingness), (r.test_store, r.test_mask, r.test_missingness))
+    ]
+    return {(store, name): missing for store, name, missing in both if name and missing}

@@ -6,6 +6,7 @@ Made while the Snakefile is parsed: in a module, `workflow.modifier` and `workfl
 from __future__ import annotations
 
 import atexit
+import inspect
 import json
 import logging
 import os
@@ -13,10 +14,13 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+import snakemake.common
+import snakemake.rules
 import snakemake.workflow
 from snakemake.dag import DAG
 from snakemake.persistence.file import FilePersistence
@@ -34,6 +38,9 @@ class Internals:
         self._workflow = workflow
         self._modifier = workflow.modifier
         self._pathvars = workflow.pathvars
+        # Snakemake inspects the signature at each call of an input function: a tenth of its time for 10,000 jobs.
+        for module in (snakemake.common, snakemake.rules):
+            module.get_function_params = cache(inspect.unwrap(module.get_function_params))
 
     def filled(self, template: str) -> str:
         """A path with `<results>` and its kind filled in and placed in the default storage.

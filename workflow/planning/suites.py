@@ -139,8 +139,8 @@ class Suites:
 
     @cached_property
     def batch_of(self) -> dict[str, str]:
-        """Folder of an evaluation → name of its batch."""
-        return {run.tested: batch.name for batch in self.batches.values() for run in batch.runs}
+        """Folder of an evaluation → file of its batch."""
+        return {run.tested: batch.file for batch in self.batches.values() for run in batch.runs}
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:

@@ -74,7 +74,6 @@ from mrpipe_planning.arguments import (
 from mrpipe_planning.batches import batch_is_whole, make_batches
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
 from mrpipe_planning.progress import PlannedStep, Steps, shown
-from mrpipe_planning.runs import mask_name
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
@@ -116,7 +115,7 @@ PLAN, SUITES = planned()
 EXPERIMENTS = make_batches(
     ((run, [run.experiment]) for run in PLAN.runs.values()), per_job=config.get("cells_per_job"), small=False
 )
-BATCH_OF = {run.tested: batch.name for batch in EXPERIMENTS.values() for run in batch.runs}
+BATCH_OF = {run.tested: batch.file for batch in EXPERIMENTS.values() for run in batch.runs}
 INTERNALS.force(lambda: forced())
 
 INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
@@ -212,11 +211,6 @@ def job_group(name):
     return group
 
 
-def group_of_batch(wildcards):
-    """Methods without gradient steps use no GPU: separate submissions, which profiles can send elsewhere."""
-    return job_group("cells" if batch_of(wildcards).gradient else "cpu_cells")(wildcards)
-
-
 def group_of_parts(wildcards):
     return job_group(ingest_cost(wildcards, "group", "parts"))(wildcards)
 
@@ -238,10 +232,18 @@ def batch_of(wildcards):
     return EXPERIMENTS.get(wildcards.batch) or SUITES.batches[wildcards.batch]
 
 
+def batch_inputs(wildcards):
+    """Verifications of the stores, mask files, and results of searches."""
+    batch = batch_of(wildcards)
+    files = [f"<results>/verified/{name}.txt" for name in batch.stores]
+    files += [f"<results>/masks/{store}/{mask}.parquet" for store, mask in batch.masks]
+    return [*files, *(f"<results>/searches/{e}/{label}/best.json" for e, label in batch.searches)]
+
+
 def batch_files(runs):
     """Files of the batches that hold the given evaluations, without duplicates."""
-    names = dict.fromkeys(BATCH_OF.get(run.tested) or SUITES.batch_of[run.tested] for run in runs)
-    return [f"<results>/batches/{name}.json" for name in names]
+    files = dict.fromkeys(BATCH_OF.get(run.tested) or SUITES.batch_of[run.tested] for run in runs)
+    return [f"<results>/batches/{file}" for file in files]
 
 
 def minutes_of_batch(wildcards):
@@ -298,8 +300,7 @@ def mask_file(run):
 
 def test_masks(run):
     """Mask file of an evaluation under a protocol; none for the evaluation of a training."""
-    hidden = run.test_missingness
-    return [f"<results>/masks/{run.test_store}/{mask_name(hidden)}.parquet"] if run.test and hidden else []
+    return [f"<results>/masks/{run.test_store}/{run.test_mask}.parquet"] if run.test and run.test_mask else []
 
 
 def store_files(name):

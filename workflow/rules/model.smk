@@ -28,26 +28,36 @@ rule cells:
     # no outputs, because Snakemake would remove those of all cells before a job and after a failed one. A batch with a
     # missing result runs again: see `forced`.
     input:
-        verified=lambda wildcards: [f"<results>/verified/{name}.txt" for name in batch_of(wildcards).stores],
-        masks=lambda wildcards: [f"<results>/masks/{s}/{mask}.parquet" for s, mask in batch_of(wildcards).masks],
-        best=lambda wildcards: [f"<results>/searches/{e}/{name}/best.json" for e, name in batch_of(wildcards).searches],
+        batch_inputs,
     output:
-        "<results>/batches/{batch}.json",
+        "<results>/batches/cells/{batch}.json",
     log:
         "<logs>/batches/{batch}.log",
     benchmark:
         "<benchmarks>/batches/{batch}.jsonl"
     group:
-        group_of_batch
+        job_group("cells")
     conda:
         "../../environment.yml"
     # One thread: runs are independent, and the last digits of results depend on the number of threads.
     resources:
         mem_mb=memory(8000),
         runtime=minutes_of_batch,
-        gpu=lambda wildcards: int(config["gpu"] and batch_of(wildcards).gradient),
+        gpu=int(config["gpu"]),
     params:
         cells=lambda wildcards: json.dumps([cell_request(cell) for cell in batch_of(wildcards).cells]),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe cells {params.cells:q}"
         " --out {output:q} --threads {threads} --quiet > {log} 2>&1"
+
+
+use rule cells as cpu_cells with:
+    # Methods without gradient steps use no GPU; profiles can send them elsewhere.
+    output:
+        "<results>/batches/cpu_cells/{batch}.json",
+    group:
+        job_group("cpu_cells")
+    resources:
+        mem_mb=memory(8000),
+        runtime=minutes_of_batch,
+        gpu=0,

@@ -70,11 +70,10 @@ def begin(log):
     """Report progress, and continue with the other cells of a suite if one fails."""
     asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
     needed = {job.jobid: job for job in INTERNALS.jobs_to_run() if not job.is_norun}
-    batches = {job.jobid: batch_of(job.wildcards) for job in INTERNALS.jobs("cells") if job.jobid in needed}
-    jobs = {
-        job_id: PlannedStep(job.rule.name, {**job.wildcards, **{"batch": str(b) for b in [batches.get(job_id)] if b}})
-        for job_id, job in needed.items()
-    }
+    jobs = {job_id: PlannedStep(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
+    cells = [job for rule in ("cells", "cpu_cells") for job in INTERNALS.jobs(rule) if job.jobid in needed]
+    batches = {job.jobid: batch_of(job.wildcards) for job in cells}
+    jobs |= {job: PlannedStep("cells", {"batch": str(b), "method": b.runs[0].label}) for job, b in batches.items()}
     steps = Steps(jobs, batches if asked else {}, output=OUTPUT)
     INTERNALS.on_job_finished(steps)
     if asked:
