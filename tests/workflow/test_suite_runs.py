@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
-from workflow.planning.batches import make_batches
+from workflow.planning.batches import files_of, make_batches
 from workflow.planning.plan import make_plan
 from workflow.planning.progress import PlannedStep, Steps
 from workflow.planning.runs import PlannedRun
@@ -157,8 +157,9 @@ def test_paper_suite_is_planned(snakemake: Any, tmp_path: Path, size: str) -> No
     assert outcome.code == 0, outcome.text
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", outcome.text, flags=re.MULTILINE)}
     trained = {folder for part in suites.parts("paper") for folder in part.runs}
+    batch_of = files_of(suites.batches.values())
     n_batches = counts["cells"] + counts["cpu_cells"]
-    assert n_batches == len({suites.batch_of[folder] for folder in trained})
+    assert n_batches == len({batch_of[folder] for folder in trained})
     assert n_batches < len(trained) / 8 or size == "full"
     assert counts.get("search", 0) == len({(r.experiment, r.label) for r in suites.runs.values() if r.trials})
     assert counts["render"] == len(suites.parts("paper")) == 11

@@ -50,18 +50,12 @@ class Batch:
         return [run for cell in self.cells for run in cell]
 
     @cached_property
-    def stores(self) -> list[str]:
-        return list(dict.fromkeys(name for run in self.runs for name in (run.store, run.test_store)))
-
-    @cached_property
-    def masks(self) -> list[tuple[str, str]]:
-        """Store and name of each mask file, of the trainings and of the protocols."""
-        return list(masks_of(self.runs))
-
-    @cached_property
-    def searches(self) -> list[tuple[str, str]]:
-        """Experiment and label of each search whose result the trainings use."""
-        return list(dict.fromkeys((run.experiment, run.label) for run in self.runs if run.trials))
+    def inputs(self) -> list[str]:
+        """Verifications of the stores, mask files, and results of searches."""
+        files = [f"<results>/verified/{store}.txt" for run in self.runs for store in (run.store, run.test_store)]
+        files += [f"<results>/masks/{store}/{mask}.parquet" for store, mask in masks_of(self.runs)]
+        files += [f"<results>/searches/{run.experiment}/{run.label}/best.json" for run in self.runs if run.trials]
+        return list(dict.fromkeys(files))
 
     def __str__(self) -> str:
         first, *others = (cell[0] for cell in self.cells)
@@ -69,8 +63,7 @@ class Batch:
             return f"{first.experiment}: {method_title(first.method)}, seed {first.seed}"
         methods = sorted({method_title(cell[0].method) for cell in self.cells})
         more = f" and {len(methods) - 3} more" if len(methods) > 4 else ""
-        shown = methods[: 3 if more else 4]
-        return f"{first.store}: {len(self.cells)} cells of {', '.join(shown)}{more}"
+        return f"{first.store}: {len(self.cells)} cells of {', '.join(methods[: 3 if more else 4])}{more}"
 
 
 def make_batches(
@@ -90,34 +83,33 @@ def make_batches(
     groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for (folder, owners), tested in cells.items():
         run, gradient = tested[0], gradient_steps(tested[0].method)
-        if not gradient or small or per_job:
-            # Cells that wait for different searches, and large ones of different methods, do not wait for each other.
-            apart = (run.experiment, run.label) if run.trials else () if small or per_job else (run.label,)
-            groups[(run.store, str(gradient), *apart, "|", *owners)].append(tuple(tested))
-        else:
-            groups[folder, *owners].append(tuple(tested))
+        # Cells that wait for different searches, and large ones of different methods, do not wait for each other.
+        apart = (run.experiment, run.label) if run.trials else () if small or per_job else (run.label,)
+        apart = (folder,) if gradient and not (small or per_job) else apart
+        groups[(run.store, str(gradient), *apart, "|", *owners)].append(tuple(tested))
     batches = []
     for key, group in groups.items():
         group.sort(key=lambda cell: (cell[0].experiment, cell[0].seed, cell[0].label))
         n = math.ceil(len(group) / (per_job or JOINED))
         for i in range(n):
-            chunk = group[i * len(group) // n : (i + 1) * len(group) // n]
-            name = _single(chunk[0]) if len(chunk) == 1 else f"{key[0]}/{_digest(*key)}-{i}"
-            large = not small and gradient_steps(chunk[0][0].method)
-            batches.append(Batch(name=name, cells=tuple(chunk), large=large))
+            chunk = tuple(group[i * len(group) // n : (i + 1) * len(group) // n])
+            # A single cell has the name of its folder, and of its protocols if other suites need others.
+            tests = [run.test.name for run in chunk[0] if run.test]
+            single = "-".join([chunk[0][0].folder, *([_digest(*tests)] if tests else [])])
+            name = single if len(chunk) == 1 else f"{key[0]}/{_digest(*key)}-{i}"
+            batches.append(Batch(name=name, cells=chunk, large=not small and key[1] == "True"))
     return {batch.name: batch for batch in batches}
 
 
-def _single(cell: Cell) -> str:
-    """Name of a batch of one cell: its folder, and its protocols if other suites need others."""
-    protocols = [run.test.name for run in cell if run.test]
-    return f"{cell[0].folder}-{_digest(*protocols)}" if protocols else cell[0].folder
+def files_of(batches: Iterable[Batch]) -> dict[str, str]:
+    """Folder of each evaluation → file of its batch."""
+    return {run.tested: batch.file for batch in batches for run in batch.runs}
 
 
-def batch_is_whole(file: Path) -> bool:
-    """Whether all results that the file of a finished batch lists are still there."""
-    folders = json.loads(file.read_text(encoding="utf-8"))
-    return all(os.path.exists(f"{folder}/metrics.json") for folder in folders)
+def incomplete_batches(folder: Path) -> list[str]:
+    """Files of finished batches below a folder of which a listed result is gone."""
+    files = ((file, json.loads(file.read_text(encoding="utf-8"))) for file in folder.rglob("*.json"))
+    return [str(file) for file, runs in files if not all(os.path.exists(f"{run}/metrics.json") for run in runs)]
 
 
 def _digest(*texts: str) -> str:

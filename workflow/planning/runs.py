@@ -84,13 +84,6 @@ class PlannedRun:
         """Name of the run's mask file; runs with the same mask name share the file."""
         return None if self.missingness is None else mask_name(self.missingness)
 
-    @cached_property
-    def test_mask(self) -> str | None:
-        """Name of the mask file of the evaluated samples."""
-        if self.test is None or self.test_missingness is None:
-            return None if self.test else self.mask
-        return mask_name(self.test_missingness)
-
 
 def missingness_name(m: Missingness) -> str:
     """Name of a missingness setting, without the view and the seed."""
@@ -112,7 +105,5 @@ def mask_name(m: Missingness) -> str:
 
 def masks_of(runs: Iterable[PlannedRun]) -> dict[tuple[str, str], Missingness]:
     """(store, name of the mask file) → settings."""
-    both = [
-        m for r in runs for m in ((r.store, r.mask, r.missingness), (r.test_store, r.test_mask, r.test_missingness))
-    ]
-    return {(store, name): missing for store, name, missing in both if name and missing}
+    both = [m for r in runs for m in ((r.store, r.missingness), (r.test_store, r.test_missingness))]
+    return {(store, mask_name(m)): m for store, m in both if m}

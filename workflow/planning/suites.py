@@ -7,7 +7,6 @@ on each start of Snakemake but expanded only when they are requested.
 import hashlib
 import itertools
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -119,28 +118,17 @@ class Suites:
 
     @cached_property
     def runs(self) -> dict[str, PlannedRun]:
-        """All trainings and evaluations of all suites, by folder."""
-        names = [name for name in self.names if not self._not_fetched(name)]
-        cells = {folder: run for name in names for folder, run in self.suite(name).cells.items()}
-        return cells | {run.folder: replace(run, test=None) for run in cells.values()}
+        """All evaluations of all suites, by folder."""
+        known = (self.suite(name) for name in self.names if not self._not_fetched(name))
+        return {folder: run for suite in known for folder, run in suite.cells.items()}
 
     @cached_property
     def batches(self) -> dict[str, Batch]:
         """The jobs that train and evaluate the cells of all suites, by name."""
-        owners: dict[str, list[str]] = defaultdict(list)
-        runs: dict[str, PlannedRun] = {}
-        for name in self.names:
-            if not self._not_fetched(name):
-                for tested, run in self.suite(name).runs.items():
-                    owners[tested].append(name)
-                    runs.setdefault(tested, run)
-        owned = ((run, owners[tested]) for tested, run in runs.items())
+        of = {name: self.suite(name).runs for name in self.names if not self._not_fetched(name)}
+        needed = ((run, [name for name in of if tested in of[name]]) for tested, run in self.runs.items())
+        owned = (entry for entry in needed if entry[1])
         return make_batches(owned, per_job=self._config.get("cells_per_job"), small=self.size == "smoke")
-
-    @cached_property
-    def batch_of(self) -> dict[str, str]:
-        """Folder of an evaluation → file of its batch."""
-        return {run.tested: batch.file for batch in self.batches.values() for run in batch.runs}
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:

@@ -71,8 +71,9 @@ from mrpipe_planning.arguments import (
     settings_asked,
     train_arguments,
 )
-from mrpipe_planning.batches import batch_is_whole, make_batches
+from mrpipe_planning.batches import files_of, incomplete_batches, make_batches
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
+from mrpipe_planning.runs import mask_name
 from mrpipe_planning.progress import PlannedStep, Steps, shown
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
@@ -115,8 +116,10 @@ PLAN, SUITES = planned()
 EXPERIMENTS = make_batches(
     ((run, [run.experiment]) for run in PLAN.runs.values()), per_job=config.get("cells_per_job"), small=False
 )
-BATCH_OF = {run.tested: batch.file for batch in EXPERIMENTS.values() for run in batch.runs}
-INTERNALS.force(lambda: forced())
+BATCH_OF = files_of(EXPERIMENTS.values())
+SUITE_BATCH_OF = cache(lambda: files_of(SUITES.batches.values()))
+# A batch of which a result was deleted runs again.
+INTERNALS.force(lambda: incomplete_batches(Path(path("<results>/batches"))))
 
 INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
 
@@ -232,17 +235,9 @@ def batch_of(wildcards):
     return EXPERIMENTS.get(wildcards.batch) or SUITES.batches[wildcards.batch]
 
 
-def batch_inputs(wildcards):
-    """Verifications of the stores, mask files, and results of searches."""
-    batch = batch_of(wildcards)
-    files = [f"<results>/verified/{name}.txt" for name in batch.stores]
-    files += [f"<results>/masks/{store}/{mask}.parquet" for store, mask in batch.masks]
-    return [*files, *(f"<results>/searches/{e}/{label}/best.json" for e, label in batch.searches)]
-
-
 def batch_files(runs):
     """Files of the batches that hold the given evaluations, without duplicates."""
-    files = dict.fromkeys(BATCH_OF.get(run.tested) or SUITES.batch_of[run.tested] for run in runs)
+    files = dict.fromkeys(BATCH_OF.get(run.tested) or SUITE_BATCH_OF()[run.tested] for run in runs)
     return [f"<results>/batches/{file}" for file in files]
 
 
@@ -263,24 +258,17 @@ def code_of_method(method):
 
 
 def cell_request(cell):
-    """Arguments of `mrpipe train` and `mrpipe evaluate` for a training and its evaluations, as `mrpipe cells` reads them."""
-    run = cell[0]
-    train = ["--store", store_folder(run.store), *(word for file in mask_file(run) for word in ("--mask", path(file)))]
+    """Arguments of `mrpipe train` and `mrpipe evaluate` for a training and its evaluations, for `mrpipe cells`."""
+    run, store, tests = cell[0], store_folder(cell[0].store), {}
+    train = [word for file in mask_file(run) for word in ("--mask", path(file))]
     train += [word for file in search_result(run) for word in ("--options", path(file))]
-    tests = {}
     for tested in cell:
-        files = [path(file) for file in test_masks(tested)]
-        protocol = protocol_arguments(tested, files, store_folder(run.store))
-        name = tested.test.name if tested.test else ""
-        tests[name] = ["--store", store_folder(tested.test_store), *protocol]
-    code = code_of_method(run.method)
-    return {"run": run_folder(run), "train": [*train, *train_arguments(run)], "tests": tests, "code": code}
-
-
-def forced():
-    """Files of batches of which a result is missing; their jobs run again."""
-    files = Path(path("<results>/batches")).rglob("*.json")
-    return [str(file) for file in files if not batch_is_whole(file)]
+        hidden = [mask_name(tested.test_missingness)] if tested.test and tested.test_missingness else []
+        files = [path(f"<results>/masks/{tested.test_store}/{mask}.parquet") for mask in hidden]
+        protocol = protocol_arguments(tested, files, store)
+        tests[tested.test.name if tested.test else ""] = ["--store", store_folder(tested.test_store), *protocol]
+    train = ["--store", store, *train, *train_arguments(run)]
+    return {"run": run_folder(run), "train": train, "tests": tests, "code": code_of_method(run.method)}
 
 
 def mask_plan(wildcards):
@@ -296,11 +284,6 @@ def search_result(run):
 def mask_file(run):
     """Mask file for the training and evaluation of a run with simulated missingness."""
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
-
-
-def test_masks(run):
-    """Mask file of an evaluation under a protocol; none for the evaluation of a training."""
-    return [f"<results>/masks/{run.test_store}/{run.test_mask}.parquet"] if run.test and run.test_mask else []
 
 
 def store_files(name):

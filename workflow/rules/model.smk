@@ -28,7 +28,7 @@ rule cells:
     # no outputs, because Snakemake would remove those of all cells before a job and after a failed one. A batch with a
     # missing result runs again: see `forced`.
     input:
-        batch_inputs,
+        lambda wildcards: batch_of(wildcards).inputs,
     output:
         "<results>/batches/cells/{batch}.json",
     log:
