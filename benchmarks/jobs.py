@@ -12,7 +12,6 @@ paper at its smoke size and prints wall time, CPU seconds and the number of jobs
 
 import argparse
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -22,6 +21,8 @@ import time
 from pathlib import Path
 
 import yaml
+
+from moe_retriever.report.benchmarks import read_benchmarks, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'model'}", "OMP_NUM_THREADS": "1"}
@@ -57,7 +58,7 @@ COMMANDS = {
 
 def write_plan(folder: Path, n_cells: int) -> list[str]:
     """A suite of `n_cells` cells on ten stores with ten views and ten methods; the command that plans it."""
-    (n_seeds := max(1, n_cells // 1000))
+    n_seeds = max(1, n_cells // 1000)
     stores = [f"store{i}" for i in range(10)]
     block = {"views": VIEWS, "missingness": {"p": 0.3}}
     suite = {"title": "Many cells", "methods": list(METHODS), "seeds": list(range(n_seeds))}
@@ -89,10 +90,22 @@ def plan(cells: list[int], *, finished: bool) -> None:
             folder = Path(name)
             command = write_plan(folder, n_cells)
             if finished:
-                measured([*command[:4], "--touch", *command[5:]], folder, folder / "touch.txt")
+                finish(command, folder)
             wall, cpu, peak = measured(command, folder, folder / "out.txt")
             jobs = len(re.findall(r"^ *(?:local)?rule ", (folder / "out.txt").read_text(), flags=re.MULTILINE))
         print(f"{n_cells} cells, {jobs} jobs: {cpu:.1f} s CPU, {wall:.1f} s wall, {peak:.0f} MiB", flush=True)
+
+
+def finish(command: list[str], folder: Path) -> None:
+    """Create all outputs of a dry run in order, and let Snakemake record them."""
+    measured(command, folder, folder / "out.txt")
+    outputs = re.findall(r"^ *output: (.*)$", (folder / "out.txt").read_text(), flags=re.MULTILINE)
+    for path in (folder / name for line in outputs for name in line.split(", ")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    measured(
+        [word.replace("-n", "--touch") if word == "-n" else word for word in command], folder, folder / "touch.txt"
+    )
 
 
 def imports() -> None:
@@ -108,13 +121,11 @@ def paper(cores: int, folder: Path) -> None:
     """The suite of the paper at its smoke size."""
     command = [sys.executable, "-m", "mrpipe", "run", "paper", "--cores", str(cores), "--", "--config", "size=smoke"]
     wall, cpu, peak = measured(command, folder, folder / "out.txt")
-    rules: dict[str, list[float]] = {}
-    for path in folder.rglob("results/benchmarks/**/*.jsonl"):
-        said = json.loads(path.read_text().splitlines()[-1])
-        rules.setdefault(said["rule_name"], []).append(float(said["s"]))
-    for rule, seconds in sorted(rules.items(), key=lambda item: -sum(item[1])):
-        print(f"{rule:<16} {len(seconds):>4} jobs {sum(seconds):8.1f} s")
-    print(f"{sum(map(len, rules.values()))} jobs: {wall / 60:.1f} min wall, {cpu / 60:.1f} min CPU, {peak:.0f} MiB")
+    jobs = read_benchmarks(folder / "results/benchmarks")
+    summary = summarise(jobs) or {"rules": []}
+    for rule in summary["rules"]:
+        print(f"{rule['rule']:<16} {rule['n']:>4} jobs {rule['total']:8.1f} s {rule['cpu_seconds']:8.1f} s CPU")
+    print(f"{len(jobs)} jobs: {wall / 60:.1f} min wall, {cpu / 60:.1f} min CPU, {peak:.0f} MiB")
 
 
 def main() -> None:
