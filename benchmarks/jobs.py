@@ -5,9 +5,10 @@
     python -m benchmarks.jobs imports
     python -m benchmarks.jobs paper --cores 2
 
-`plan` prints CPU seconds and peak memory of a dry run; with `--finished`, all files exist. `imports` prints the CPU
-seconds that each command needs before it begins to work, beside an empty Python process. `paper` runs the suite of the
-paper at its smoke size and prints wall time, CPU seconds and the number of jobs.
+`plan` prints the CPU seconds of plan and job graph, those of a dry run, which also prints each job, and its peak
+memory; with `--finished`, all files exist. `imports` prints the CPU seconds that each command needs before it begins to work,
+beside an empty Python process. `paper` runs the suite of the paper at its smoke size and prints wall time, CPU seconds
+and the number of jobs.
 """
 
 import argparse
@@ -91,9 +92,11 @@ def plan(cells: list[int], *, finished: bool) -> None:
             command = write_plan(folder, n_cells)
             if finished:
                 finish(command, folder)
-            wall, cpu, peak = measured(command, folder, folder / "out.txt")
+            dag = [word.replace("-n", "--rulegraph") if word == "-n" else word for word in command]
+            _, of_dag, _ = measured(dag, folder, folder / "dag.txt")
+            _, cpu, peak = measured(command, folder, folder / "out.txt")
             jobs = len(re.findall(r"^ *(?:local)?rule ", (folder / "out.txt").read_text(), flags=re.MULTILINE))
-        print(f"{n_cells} cells, {jobs} jobs: {cpu:.1f} s CPU, {wall:.1f} s wall, {peak:.0f} MiB", flush=True)
+        print(f"{n_cells} cells, {jobs} jobs: {of_dag:.1f} s, printed: {cpu:.1f} s, {peak:.0f} MiB", flush=True)
 
 
 def finish(command: list[str], folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -87,7 +87,7 @@ class PlannedRun:
 
 def missingness_name(m: Missingness) -> str:
     """Name of a missingness setting, without the view and the seed."""
-    own = non_default(asdict(m))
+    own = non_default(vars(m))  # `asdict` copies, which takes seconds for 10,000 runs
     parts = [m.mechanism, "p" + "_".join(re.split("[=,]", p_text(m.p)))]
     parts += [m.rate] * ("rate" in own)
     parts += [f"strength{m.strength:g}"] * ("strength" in own)

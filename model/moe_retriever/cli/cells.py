@@ -118,8 +118,8 @@ def _evaluate(cell: Mapping[str, Any], test: str, arguments: argparse.Namespace)
     from moe_retriever.evaluation.evaluate import evaluate_run
 
     a = _parsed(arguments_of.evaluate_arguments, ["--run", cell["run"], *cell["tests"][test]])
-    stores = {"store": _opened(a.store), "reference": a.reference_store and _opened(a.reference_store)}
-    evaluate_run(a.run, **stores, data=next(iter(_LOADED.values())), **evaluation_options(a, machine(arguments)))
+    how = evaluation_options(a, machine(arguments)) | {"data": next(iter(_LOADED.values()))}
+    evaluate_run(a.run, _opened(a.store), reference=a.reference_store and _opened(a.reference_store), **how)
 
 
 def _folder(cell: Mapping[str, Any], test: str) -> Path:
