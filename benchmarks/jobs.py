@@ -6,9 +6,9 @@
     python -m benchmarks.jobs paper --cores 2
 
 `plan` prints the CPU seconds of plan and job graph, those of a dry run, which also prints each job, and its peak
-memory; with `--finished`, all files exist. `imports` prints the CPU seconds that each command needs before it begins to work,
-beside an empty Python process. `paper` runs the suite of the paper at its smoke size and prints wall time, CPU seconds
-and the number of jobs.
+memory; with `--finished`, all files exist. `imports` prints the CPU seconds that each command needs before it begins
+to work, beside an empty Python process. `paper` runs the suite of the paper at its smoke size and prints wall time, CPU
+seconds and the number of jobs.
 """
 
 import argparse
