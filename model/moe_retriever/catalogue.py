@@ -67,6 +67,7 @@ def gradient_steps(name: str) -> bool:
     return bool(_texts_of(name).get("gradient", True))
 
 
+@cache
 def _texts_of(name: str) -> dict[str, str | bool]:
     """Class attributes that are texts or Booleans of a method's class; none if there is no such method."""
     if name not in names():

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:  # panics of polars are no Exception
         if debug or (os.environ.get("MRPIPE_DEBUG") and not isinstance(error, MrpipeError | KeyboardInterrupt)):
             traceback.print_exception(error)
-        message, code = _outcome(error)
+        message, code = outcome(error)
         try:
             sys.stdout.flush()
         except OSError:  # discard output that cannot be written; the interpreter would report it as another error
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _outcome(error: BaseException) -> tuple[str, int]:
+def outcome(error: BaseException) -> tuple[str, int]:
     """Message and exit code of a command that an exception ended."""
     if isinstance(error, MrpipeError):
         return str(error), error.exit_code

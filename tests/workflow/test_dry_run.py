@@ -18,8 +18,7 @@ def store_jobs(dataset: str, modalities: tuple[str, ...], *, simulated: bool = T
 
 def run_jobs(name: str, mask: str = "mcar-p0.3-seed0") -> list[str]:
     """Jobs of an experiment with one run, on the store of the same name."""
-    run = f"{name} moe_retriever 0"
-    return [f"mask {name} {mask}", f"settings {name}", f"train {run}", f"evaluate {run}"]
+    return [f"mask {name} {mask}", f"settings {name}", f"cells {name}/moe_retriever/seed0"]
 
 
 ENDS = ["all", "report_page"]
@@ -74,8 +73,9 @@ def test_modality_subset_uses_the_full_store(snakemake: Any, tmp_path: Path, tin
 def test_transforms_of_an_experiment_reach_the_training(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["experiments"]["mosi"]["transforms"] = {"scale": "minmax", "clip": 10, "svd_dim": 64}
     outcome = snakemake("-n", "-p", folder=tmp_path, config=tiny)
-    trained = [line for line in outcome.text.splitlines() if "mrpipe train" in line]
-    assert ["--transform scale=minmax svd_dim=64 --set " in line for line in sorted(trained)] == [False, True]
+    trained = [line for line in outcome.text.splitlines() if "mrpipe cells" in line]
+    options = '"--transform", "scale=minmax", "svd_dim=64", "--set", '
+    assert [options in line for line in sorted(trained)] == [False, True]
     assert "--transform" not in sorted(trained)[0]
 
 

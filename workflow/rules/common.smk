@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 
@@ -70,9 +71,10 @@ from mrpipe_planning.arguments import (
     settings_asked,
     train_arguments,
 )
+from mrpipe_planning.batches import files_of, incomplete_batches, make_batches
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
-from mrpipe_planning.progress import PlannedStep, Steps, shown
 from mrpipe_planning.runs import mask_name
+from mrpipe_planning.progress import PlannedStep, Steps, shown
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
@@ -112,6 +114,13 @@ def planned():
 
 
 PLAN, SUITES = planned()
+EXPERIMENTS = make_batches(
+    ((run, [run.experiment]) for run in PLAN.runs.values()), per_job=config.get("cells_per_job"), small=False
+)
+BATCH_OF = files_of(EXPERIMENTS.values())
+SUITE_BATCH_OF = cache(lambda: files_of(SUITES.batches.values()))
+# A batch of which a result was deleted runs again.
+INTERNALS.force(lambda: incomplete_batches(Path(path("<results>/batches"))))
 
 INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
 
@@ -127,9 +136,7 @@ wildcard_constraints:
     # method and its non-default settings.
     experiment="[A-Za-z0-9_.+-]+",
     method="[A-Za-z0-9_.-]+",
-    seed="[0-9]+",
-    # Folder of an evaluation under a protocol, within that of the cell; empty for the cell's own evaluation.
-    test="(?:tests/[^/]+/)?",
+    batch="[A-Za-z0-9_./+-]+",
     suite="[A-Za-z][A-Za-z0-9_]*",
 
 
@@ -224,11 +231,6 @@ def job_group(name):
     return group
 
 
-def group_of_cell(wildcards):
-    """Methods without gradient steps use no GPU: separate submissions, which profiles can send elsewhere."""
-    return job_group("cells" if gradient_steps(run_plan(wildcards).method) else "cpu_cells")(wildcards)
-
-
 def group_of_parts(wildcards):
     return job_group(ingest_cost(wildcards, "group", "parts"))(wildcards)
 
@@ -245,14 +247,46 @@ def modality_parts(wildcards):
     return [f"<results>/build/{store.name}/parts/{source}/{part}-of-{total}.parquet" for part in range(total)]
 
 
+def batch_of(wildcards):
+    """The batch of experiments or of suites."""
+    return EXPERIMENTS.get(wildcards.batch) or SUITES.batches[wildcards.batch]
+
+
+def batch_files(runs):
+    """Files of the batches that hold the given evaluations, without duplicates."""
+    files = dict.fromkeys(BATCH_OF.get(run.tested) or SUITE_BATCH_OF()[run.tested] for run in runs)
+    return [f"<results>/batches/{file}" for file in files]
+
+
+def minutes_of_batch(wildcards):
+    """Time limit. A batch that reaches it is submitted again and continues with its next cell."""
+    batch = batch_of(wildcards)
+    return max(14 * 60 if batch.large else 2 * 60, len(batch.cells) * (120 if batch.large else 10))
+
+
 def run_folder(run):
     return path(f"<results>/runs/{run.folder}")
 
 
-def run_plan(wildcards):
-    """The run of an experiment, or the cell of a suite; for an evaluation under a protocol, with that protocol."""
-    folder = f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}/{wildcards.get('test', '')}".rstrip("/")
-    return PLAN.runs[folder] if folder in PLAN.runs else SUITES.runs[folder]
+@cache
+def code_of_method(method):
+    """Hash of the code that trains and evaluates a method."""
+    entries = "moe_retriever.training.loop:run_training", "moe_retriever.evaluation.evaluate:evaluate_run"
+    return code_hash(*entries, method_module(method))
+
+
+def cell_request(cell):
+    """Arguments of `mrpipe train` and `mrpipe evaluate` for a training and its evaluations, for `mrpipe cells`."""
+    run, store, tests = cell[0], store_folder(cell[0].store), {}
+    train = [word for file in mask_file(run) for word in ("--mask", path(file))]
+    train += [word for file in search_result(run) for word in ("--options", path(file))]
+    for tested in cell:
+        hidden = [mask_name(tested.test_missingness)] if tested.test and tested.test_missingness else []
+        files = [path(f"<results>/masks/{tested.test_store}/{mask}.parquet") for mask in hidden]
+        protocol = protocol_arguments(tested, files, store)
+        tests[tested.test.name if tested.test else ""] = ["--store", store_folder(tested.test_store), *protocol]
+    train = ["--store", store, *train, *train_arguments(run)]
+    return {"run": run_folder(run), "train": train, "tests": tests, "code": code_of_method(run.method)}
 
 
 def mask_plan(wildcards):
@@ -270,14 +304,6 @@ def mask_file(run):
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
 
 
-def test_files(wildcards):
-    """Mask file and verified store of an evaluation under a protocol; neither for the evaluation of a training."""
-    run = run_plan(wildcards)
-    hidden = run.test_missingness
-    mask = [f"<results>/masks/{run.test_store}/{mask_name(hidden)}.parquet"] if run.test and hidden else []
-    return {"mask": mask, "verified": f"<results>/verified/{run.test_store}.txt"}
-
-
 def store_files(name):
     """The verification of a store and, so that a deleted store is built again, its manifest."""
     built = [] if SUITES.store(name).sealed else [f"<results>/stores/{name}/manifest.json"]
@@ -291,7 +317,7 @@ def store_targets(wildcards):
 def run_targets(wildcards):
     experiments = dict.fromkeys(run.experiment for run in PLAN.runs.values())
     checked = [f"<results>/runs/{name}/settings.json" for name in experiments]
-    return [*checked, *(f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values())]
+    return [*checked, *batch_files(PLAN.runs.values())]
 
 
 def all_targets(wildcards):
@@ -328,7 +354,7 @@ def code_of(*entries, function=None):
 
 def code_with_method(entry, run_of):
     """As `code_of`, with the module of a run's method; `run_of` maps the wildcards to the run."""
-    return lambda wildcards: code_of(entry, method_module(run_of(wildcards).method))(wildcards)
+    return lambda wildcards: code_hash(entry, method_module(run_of(wildcards).method))
 
 
 # Set by `mrpipe run`, which prints steps instead of Snakemake's messages: steps, or quiet for failed steps only.

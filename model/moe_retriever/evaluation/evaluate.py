@@ -105,14 +105,17 @@ def _mask_record(path: Path | None) -> dict[str, Any]:
     return {"mask": settings, "mask_sha256": "" if path is None else sha256(path), "mask_realised": hidden}
 
 
-def prepare(trained: Trained, run: Path, reference: Store | None, device: str) -> Data | None:
+def prepare(trained: Trained, run: Path, reference: Store | None, device: str, data: Data | None = None) -> Data | None:
     """Give the method its training samples: those of the training store or, without it, the bank in the checkpoint.
+
+    Args:
+        data: that of the training store, if it is already loaded.
 
     Raises:
         UsageError: the checkpoint has no bank.
     """
     if reference is not None:
-        data = load_for(trained, run, reference, device)
+        data = load_for(trained, run, reference, device) if data is None else data
         trained.method.prepare(data, data.rows("train"))
         return data
     if trained.reference is None:
@@ -135,6 +138,7 @@ def evaluate_run(
     mask_file: Path | None = None,
     patterns: bool = False,
     reference: Store | None = None,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run; return the content of metrics.json.
 
@@ -152,6 +156,7 @@ def evaluate_run(
         mask_file: simulated missingness of the evaluated samples; None: as observed.
         patterns: whether to evaluate the samples that have all modalities, once with each combination of modalities.
         reference: the training store, if another store is evaluated; default: the bank in the checkpoint.
+        data: data of the training, if they are already loaded.
 
     Raises:
         DataError: the store is of another dataset, or the mask belongs to another store.
@@ -164,8 +169,7 @@ def evaluate_run(
     result = out / f"metrics{suffix}.json"
     trained = load_run(run, device)
     same = not name or store.store_id == trained.origin.store_id
-    training = prepare(trained, run, store if same else reference, device)
-    data = training
+    data = training = prepare(trained, run, store if same else reference, device, data)
     if name or data is None:
         data = _load_tested(trained, store, part, mask_file, patterns, device, training)
     rows, common = data.rows(part), replace(trained.config.common, **(options or {}))
