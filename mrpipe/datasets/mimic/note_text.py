@@ -30,8 +30,8 @@ ADMINISTRATIVE = frozenset(
     {"name", "unit no", "admission date", "discharge date", "date of birth", "sex", "service", "attending"}
 )
 # Phrases of the leak guard, for notes and for titles of ICD codes, by their beginning, which is searched first.
-_ALONE = ("expired", "deceased", "died", "dies", "death", "passed away", "pronounced", "autopsy", "hospice", "cmo")
-_ALONE += ("morgue", "made comfortable", "palliative", "goals of care", "organ bank", "dnr", "dni")
+_ALONE = ["expired", "deceased", "died", "dies", "death", "passed away", "pronounced", "autopsy", "hospice", "cmo"]
+_ALONE += ["morgue", "made comfortable", "palliative", "goals of care", "organ bank", "dnr", "dni"]
 _PHRASES = dict.fromkeys(_ALONE, "") | dict.fromkeys(("comfort ", "comfort-"), "(?:care|measures|focused)")
 _PHRASES |= dict.fromkeys(("end of", "end-of"), "[- ]life")
 _PHRASES |= {"terminal": r"(?:ly)? (?:ill|extubat\w*)", "withdraw": r"\w* (?:of )?(?:care|support)"}
