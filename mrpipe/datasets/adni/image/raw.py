@@ -82,9 +82,7 @@ class _Shard:
         self.template = template
         self.options = options
         self.process = process
-        self.settings = ChainSettings(
-            registration=options.image_registration, brain=options.image_brain, segment_mm=options.image_segment_mm
-        )
+        self.settings = ChainSettings(registration=options.image_registration, brain=options.image_brain)
         self.templates = template.write(scratch / "template")
         parts = [
             json.dumps(dataclasses.asdict(self.settings), sort_keys=True),
