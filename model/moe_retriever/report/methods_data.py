@@ -97,7 +97,7 @@ def _encoders(store: Store, cited: Bibliography) -> str:
         )
         text += (
             f" T1-weighted scans {first} corrected for intensity inhomogeneity{cited.cite('n4')}, segmented"
-            f"{cited.cite('atropos')} and warped to template space{cited.cite('ants')}."
+            f"{cited.cite('tissues')} and warped to template space{cited.cite('ants')}."
         )
     return text
 

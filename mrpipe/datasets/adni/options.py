@@ -24,7 +24,7 @@ class AdniOptions(ImageOptions):
         "image_route image_maps image_mask image_mask_sha256 image_mask_label image_scan image_date_column": ("image",),
         "image_tries image_parts image_template image_gm_threshold": ("image",),
         "image_dtype image_downsample": ("image.ingest",),
-        "image_registration image_brain image_segment_mm image_smoothing_mm": ("image.prepare",),
+        "image_registration image_brain image_smoothing_mm": ("image.prepare",),
         "image_min_overlap image_min_ncc image_timeout_min": ("image.prepare",),
     }
 

@@ -79,9 +79,7 @@ class _Shard:
 
     def __init__(self, scratch: Path, template: Template, options: ImageOptions, process: Process):
         self.scratch, self.template, self.options, self.process = scratch, template, options, process
-        self.settings = ChainSettings(
-            registration=options.image_registration, brain=options.image_brain, segment_mm=options.image_segment_mm
-        )
+        self.settings = ChainSettings(registration=options.image_registration, brain=options.image_brain)
         self.templates = template.write(scratch / "template")
         parts = [
             json.dumps(dataclasses.asdict(self.settings), sort_keys=True),
