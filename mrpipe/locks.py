@@ -162,9 +162,8 @@ def _claimed(
             refusal = None if isinstance(error, MrpipeError) or getattr(error, "filename", None) else refusal_of(error)
             if refusal is None or refusal[0] not in _WRITE_ERRORS:
                 raise
-            raise OSError(
-                refusal[0], os.strerror(refusal[0]), str(args.out)
-            ) from error  # libraries do not name the file
+            # Libraries do not name the file.
+            raise OSError(refusal[0], os.strerror(refusal[0]), str(args.out)) from error
 
 
 def _objections(target: Path, inputs: Iterable[Path], what: str, marks: str | None) -> Iterator[str]:

@@ -231,6 +231,8 @@ class Dataset:
         tiny: simulation settings of an export that builds in a second or two, for tests.
         notes: notes for the manifest of every store.
         people: whether samples are of people, so that shared pages round counts and do not print small ones.
+        files: step (as in `mrpipe.options.option`) → patterns of the files of the export that it reads; default: all. A
+            pattern matches paths in lower case; `!pattern` excludes, `pattern if option` depends on a true option.
     """
 
     name: str
@@ -252,6 +254,7 @@ class Dataset:
     tiny: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
     people: bool = True
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def declared(self, raw: Path, options: Any) -> Dataset:
         """The dataset as declared by this export; the dataset itself if it has no `resolve`."""

@@ -52,7 +52,6 @@ def about(name: str) -> MethodEntry:
 
 
 def catalogue() -> list[MethodEntry]:
-    """All methods, sorted by name."""
     return [about(name) for name in names()]
 
 
@@ -104,8 +103,7 @@ def help_text(more: Mapping[str, str] | None = None, width: int = 100) -> str:
     entries = catalogue()
     indent = max(len(e.name) for e in entries) + 4
     for e in entries:
-        text = f"{e.summary} [{e.paper}]" if e.paper else e.summary
-        first, *rest = textwrap.wrap(text, width - indent) or [""]
+        first, *rest = textwrap.wrap(f"{e.summary} [{e.paper}]" if e.paper else e.summary, width - indent) or [""]
         rest += textwrap.wrap((more or {}).get(e.name, ""), width - indent)
         lines += [f"  {e.name:<{indent - 2}}{first}", *(" " * indent + line for line in rest)]
     return "\n".join(lines)

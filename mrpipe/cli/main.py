@@ -53,7 +53,6 @@ def command_names() -> list[str]:
 
 
 def program_help() -> str:
-    """Text of `mrpipe --help`."""
     from mrpipe.cli.help import GROUPS, PROGRAM
 
     commands = {name: command for name in command_names() if (command := find_command(name))}
@@ -87,12 +86,10 @@ def command_parser(
 
     description, epilog = (t() if callable(t) else t for t in (command.description, command.epilog))
     summary = command.summary[0].upper() + command.summary[1:]
+    about, closing = f"{summary}.\n\n{description}".rstrip(), f"{epilog}\n\n{CLOSING.get(name, '')}".strip() or None
+    form = argparse.RawDescriptionHelpFormatter
     parser = make(
-        prog=f"mrpipe {name}",
-        description=f"{summary}.\n\n{description}".rstrip(),
-        epilog=f"{epilog}\n\n{CLOSING.get(name, '')}".strip() or None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        conflict_handler="resolve",
+        prog=f"mrpipe {name}", description=about, epilog=closing, formatter_class=form, conflict_handler="resolve"
     )
     add_output_options(parser)
     command.add_arguments(parser)

@@ -7,7 +7,8 @@ from typing import Any
 from mrpipe.errors import UsageError
 from mrpipe.options import parse_options
 from mrpipe.schema import Dataset
-from mrpipe.stages.cohort import read_cohort, require_unchanged
+from mrpipe.stages.cohort import read_cohort
+from mrpipe.stages.reads import require_unchanged, step_options
 from mrpipe.store.layout import WorkLayout
 
 
@@ -22,7 +23,7 @@ def n_parts(dataset: Dataset, modality: str, settings: Mapping[str, Any]) -> int
 
 def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, settings: Mapping[str, Any]) -> Path:
     """Write part `part` of a modality (`WORK/parts/<modality>/<part>-of-<n>.parquet`); returns its path."""
-    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    options, own = step_options(dataset, f"{modality}.prepare", settings, work)
     dataset = dataset.declared(raw, options)
     total = n_parts(dataset, modality, settings)
     if not 0 <= part < total:
@@ -32,7 +33,7 @@ def prepare(dataset: Dataset, modality: str, part: int, raw: Path, work: Path, s
     cohort, paths = read_cohort(work), WorkLayout(work)
     out = paths.part(modality, part, total)
     out.parent.mkdir(parents=True, exist_ok=True)
-    reader.prepare(raw, cohort, options, part, total, out)
+    reader.prepare(raw, cohort, own, part, total, out)
     require_unchanged(work, out)
     paths.record(out)
     return out

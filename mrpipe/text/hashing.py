@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe import keyed
 from mrpipe.text.base import Floats, Offsets, flatten, unit_rows
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -99,13 +100,7 @@ def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Fl
     if not flat:
         return np.zeros((len(tokens), n_features), dtype=np.float32)
     distinct, index = np.unique(np.asarray(flat, dtype=object).astype(str), return_inverse=True)
-    columns = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(_normal_form(w).encode(), digest_size=8).digest(), "little") % n_features
-            for w in distinct.tolist()
-        ],
-        dtype=np.int64,
-    )
+    columns = (keyed.id_keys(map(_normal_form, distinct.tolist())) % np.uint64(n_features)).astype(np.int64)
     rows = np.repeat(np.arange(len(tokens)), np.diff(offsets))
     cells = np.bincount(rows * n_features + columns[index], minlength=len(tokens) * n_features)
     return cells.reshape(len(tokens), n_features).astype(np.float32)

@@ -195,6 +195,5 @@ class FeatureTransform:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        return cls(
-            tuple((decode_array(g["columns"]), _STEPS[g["step"]["kind"]].from_dict(g["step"])) for g in value["groups"])
-        )
+        groups = ((decode_array(g["columns"]), g["step"]) for g in value["groups"])
+        return cls(tuple((columns, _STEPS[step["kind"]].from_dict(step)) for columns, step in groups))

@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,18 @@ class Internals:
         os.umask(umask := os.umask(0o077))
         FilePersistence._io_write.__defaults__ = (0o666 & ~umask,)
 
+    def examine_behind_ancient(self) -> None:
+        """Let Snakemake examine the jobs behind a job to run of which they take only `ancient` files.
+
+        Snakemake 9.27 leaves them out, even if their own parameters or code have changed: they would never run.
+        """
+        search = DAG.bfs
+
+        def examined(dag: Any, direction: Any, *jobs: Any, **options: Any) -> Any:
+            return search(dag, _Triggers(direction) if direction is dag.depending else direction, *jobs, **options)
+
+        DAG.bfs = examined
+
     def resume_interrupted(self) -> None:
         """Let the same command continue an interrupted run, without --rerun-incomplete and --unlock.
 
@@ -154,6 +166,16 @@ class Internals:
 
         if workflow.is_main_process:
             workflow.execute = resume
+
+
+class _Triggers:
+    """Job → the jobs that depend on it by a file that is not `ancient`."""
+
+    def __init__(self, depending: Mapping[Any, Mapping[Any, Any]]):
+        self._depending = depending
+
+    def __getitem__(self, job: Any) -> dict[Any, Any]:
+        return {d: files for d, files in self._depending[job].items() if not all(f.is_ancient for f in files)}
 
 
 def remove_stale_locks(folder: Path, *, register: bool) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from functools import cache, partial
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def import_own_packages():
 import_own_packages()
 
 from moe_retriever.catalogue import gradient_steps, module_of as method_module
-from mrpipe.codehash import code_hash
+from mrpipe.codehash import code_hash, entry_of
 from mrpipe.errors import MrpipeError
 from mrpipe.stages.prepare import n_parts
 from mrpipe_planning.arguments import (
@@ -97,6 +97,7 @@ if IN_CHECKOUT:
 INTERNALS = Internals(workflow)
 INTERNALS.resume_interrupted()
 INTERNALS.follow_umask()
+INTERNALS.examine_behind_ancient()
 
 
 def planned():
@@ -181,8 +182,24 @@ def reader_name(wildcards):
     return store_plan(wildcards).dataset.name
 
 
-def reader_options(wildcards):
-    return set_arguments(store_plan(wildcards).options)
+def step_of(wildcards, rule):
+    """Name of a step in the declarations of its options and files, e.g. `lab.prepare`."""
+    return f"{wildcards.modality}.{rule}" if "modality" in wildcards.keys() else rule
+
+
+def reader_options(rule):
+    """The options that a step reads: other options do not rerun it."""
+    return lambda wildcards: set_arguments(store_plan(wildcards).options_of(step_of(wildcards, rule)))
+
+
+def export_files(rule):
+    """Hash of the state of the files of a real export that a step reads."""
+    return lambda wildcards: fingerprint(store_plan(wildcards), step_of(wildcards, rule))
+
+
+def simulated_export(wildcards):
+    """The flag file of a simulated export; a change of the simulation reruns every step that reads the export."""
+    return ["<results>/build/{dataset}/simulated"] * store_plan(wildcards).simulated
 
 
 # Non-default resources for reading a modality, set in <dataset>.smk: dataset → modality → threads, mem_mb, runtime, and
@@ -254,7 +271,8 @@ def run_folder(run):
 @cache
 def code_of_method(method):
     """Hash of the code that trains and evaluates a method."""
-    return code_hash("moe_retriever.training.loop", "moe_retriever.evaluation.evaluate", method_module(method))
+    entries = "moe_retriever.training.loop:run_training", "moe_retriever.evaluation.evaluate:evaluate_run"
+    return code_hash(*entries, method_module(method))
 
 
 def cell_request(cell):
@@ -323,18 +341,13 @@ def rendered_state(wildcards):
 def code_of(*entries, function=None):
     """Hash of a step's code, used as a parameter so that editing the code (comments excepted) reruns the step.
 
-    `function` maps a dataset's declaration and the wildcards to the dataset function, or functions, that the step
-    calls. Only the modules of these are hashed, so editing one reader does not affect the other modalities.
+    An entry is a module or `module:function`; only the definitions that it can reach are hashed. `function` maps a
+    dataset's declaration and the wildcards to the dataset function, or functions, that the step calls.
     """
 
     def code(wildcards):
         called = function(store_plan(wildcards).dataset, wildcards) if function else ()
-        modules = []
-        for step in called if isinstance(called, tuple) else (called,):
-            while isinstance(step, partial):
-                step = step.func
-            modules.append(step.__module__)
-        return code_hash(*entries, *modules)
+        return code_hash(*entries, *map(entry_of, called if isinstance(called, tuple) else (called,)))
 
     return code
 

@@ -21,12 +21,8 @@ def decide(common: Common, method: AnyMethod, data: Data | None, *, draws: int |
     classes, its `rule`, and `n_validation` (0 if nothing is chosen); a UsageError without validation samples.
     """
     rule, value = parse_threshold(common.decision_threshold)
-    decision: dict[str, Any] = {
-        "temperature": 1.0,
-        "threshold": value,
-        "rule": common.decision_threshold,
-        "n_validation": 0,
-    }
+    decision: dict[str, Any] = {"temperature": 1.0, "threshold": value, "rule": common.decision_threshold}
+    decision["n_validation"] = 0
     if common.calibration == "none" and rule == "fixed":
         return decision
     if data is None:

@@ -84,17 +84,11 @@ def with_validation_of(training: Data, data: Data) -> Data:
 
 
 def _load_tested(
-    trained: Trained,
-    store: Store,
-    part: str,
-    mask_file: Path | None,
-    patterns: bool,
-    device: str,
-    training: Data | None,
+    trained: Trained, store: Store, part: str, mask: Path | None, patterns: bool, device: str, training: Data | None
 ) -> Data:
     """Load the samples of a protocol; all labelled samples of another store belong to the part."""
     trained.origin.require_same_kind(store)
-    data = load_like(trained, store, device, mask_file=mask_file, unlabelled=True)
+    data = load_like(trained, store, device, mask_file=mask, unlabelled=True)
     if store.store_id != trained.origin.store_id:
         data = replace(data, part=np.full_like(data.part, PARTS.index(part)))
     elif training is not None:
@@ -238,12 +232,8 @@ def evaluate_run(
         "support": found.support,
         "training": trained.training,
     }
-    cost = {
-        "seconds": seconds,
-        "samples_per_second": len(rows) / max(seconds, 1e-9),
-        "threads": torch.get_num_threads(),
-        "device": device,
-    }
+    rate = len(rows) / max(seconds, 1e-9)
+    cost = {"seconds": seconds, "samples_per_second": rate, "threads": torch.get_num_threads(), "device": device}
     write_text(out / f"{part}_cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     write_text(result, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
     return content
@@ -255,8 +245,7 @@ def majority(training: Data | None, data: Data, part: str) -> dict[str, Any]:
         return {"class": None, "accuracy": None}
     label, train = data.label[data.rows(part)], training.label[training.rows("train")]
     best = int(torch.bincount(torch.from_numpy(train)).argmax())
-    accuracy = float((label == best).mean()) if len(label) else None
-    return {"class": data.spec.classes[best], "accuracy": accuracy}
+    return {"class": data.spec.classes[best], "accuracy": float((label == best).mean()) if len(label) else None}
 
 
 def summary(metrics: pl.DataFrame, by: str = "all", *more: str) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from moe_retriever.nn.dropout import Noise
 
 
 class BestSingle(UnimodalHeads[NoOptions]):
-    """One head per modality, selected by validation."""
-
     name = "best_single"
     title = "best single modality"
     summary = "the single modality with the best validation score; a constant if it is missing (control)"

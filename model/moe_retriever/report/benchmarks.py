@@ -60,15 +60,9 @@ def summarise(jobs: pl.DataFrame) -> dict[str, Any] | None:
     if jobs.is_empty():
         return None
     slowest = pl.col("job").sort_by("seconds", descending=True, nulls_last=True).first()
-    rules = jobs.group_by("rule").agg(
-        pl.len().alias("n"),
-        pl.col("seconds").sum().alias("total"),
-        pl.col("seconds").median().alias("median"),
-        pl.col("seconds").max().alias("longest"),
-        pl.col("peak_mb").max(),
-        pl.col("cpu_seconds").sum(),
-        slowest.alias("slowest"),
-    )
+    seconds, used = pl.col("seconds"), (pl.col("peak_mb").max(), pl.col("cpu_seconds").sum())
+    times = {"total": seconds.sum(), "median": seconds.median(), "longest": seconds.max(), "slowest": slowest}
+    rules = jobs.group_by("rule").agg(pl.len().alias("n"), *used, **times)
     most = max(float(rules["total"].max() or 0.0), 1e-9)  # type: ignore[arg-type]
     rules = rules.with_columns(share=pl.col("total") / most)
     return {

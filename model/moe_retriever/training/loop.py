@@ -238,7 +238,7 @@ def _versions() -> dict[str, str]:
 
 
 def _code_hash(method: str) -> str:
-    return code_hash("moe_retriever.training.loop", module_of(method))
+    return code_hash("moe_retriever.training.loop:run_training", module_of(method))
 
 
 def fingerprint(described: dict[str, object], config: AnyConfig) -> str:

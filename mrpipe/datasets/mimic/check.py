@@ -12,7 +12,7 @@ from mrpipe.datasets.mimic.codes import codes_of
 from mrpipe.datasets.mimic.cohort import birth, ended, possible, require_consistent, visits
 from mrpipe.datasets.mimic.options import MimicOptions, within
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import few, sha256
+from mrpipe.raw import few, input_sha256, state_of_file
 from mrpipe.schema import Checked
 from mrpipe.text.encoders import recorded
 
@@ -41,11 +41,13 @@ def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCo
     if unlisted and options.checksums != "skip":
         expected, found = f"files listed in {mimic.SUMS}", ", ".join(unlisted)
         faults.add(Fault(file="options", column="rebuilt", expected=expected, found=found))
-    verified = set()
+    # Files whose checksum was verified by an earlier check are not read again, whatever the option is now.
+    listing = mimic.provider_sums(raw)
+    verified = {path for path in files if path in listing and not sums and state_of_file(path)[-1] == listing[path]}
     for path in files:
         name = within(raw, path)
         listed = path in sums and name not in options.rebuilt
-        found = sha256(path) if listed else ""
+        found = input_sha256(path) if listed else ""
         if listed and found == sums[path]:
             verified.add(path)
         elif listed and options.checksums == "verify":

@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mrpipe.datasets.mimic.ranges import canonical_unit
 from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, open_table, scan_table
 from mrpipe.errors import FaultCollector
 from mrpipe.keyed import id_keys
+from mrpipe.options import step_values
 
 _LOG = logging.getLogger(__name__)
 PART_KEY = "mrpipe.mimic.part"
@@ -151,7 +152,7 @@ def numbers_of(frame: pl.DataFrame, tally: Counter[str]) -> pl.Series:
 def cohort_hash(samples: pl.DataFrame, options: MimicOptions) -> str:
     """Hash of cohort and options, because a part refers to patients by their rank in the cohort."""
     ids = samples["sample_id"].sort().to_list()
-    return hashlib.sha256(json.dumps([ids, asdict(options)], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([ids, step_values(options, "lab.prepare")], sort_keys=True).encode()).hexdigest()
 
 
 def input_hash(tables: dict[str, Form], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
