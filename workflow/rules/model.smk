@@ -26,7 +26,7 @@ rule settings:
 rule cells:
     # Trains and evaluates the cells of a batch, one after the other, and skips those that are complete. Run folders are
     # no outputs, because Snakemake would remove those of all cells before a job and after a failed one. A batch with a
-    # missing result runs again: see `forced`.
+    # missing result runs again: see `incomplete_batches`.
     input:
         lambda wildcards: batch_of(wildcards).inputs,
     output:
