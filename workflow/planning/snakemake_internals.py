@@ -87,6 +87,23 @@ class Internals:
             if cores:
                 self._workflow.register_resource("_cores", int(cores))
 
+    def share_gpus(self, n: int) -> None:
+        """Let n jobs at a time use each GPU of this machine; a cluster hands out whole GPUs.
+
+        A job requests an integer of a resource, so the limit of the run counts n per GPU.
+        """
+        workflow = self._workflow
+        execute = workflow.execute
+
+        def shared(*args: Any, **kwargs: Any) -> Any:
+            executor, limit = kwargs.get("executor_plugin") or args[0], workflow.global_resources.get("gpu")
+            if executor.common_settings.local_exec and limit is not None:
+                workflow.register_resource("gpu", n * int(getattr(limit, "value", limit)))
+            return execute(*args, **kwargs)
+
+        if workflow.is_main_process and n > 1:
+            workflow.execute = shared
+
     def on_job_finished(self, handler: logging.Handler) -> None:
         """Add a handler of Snakemake's log records; logger plugins are a choice of the user's."""
         logging.getLogger("snakemake.logging").addHandler(handler)

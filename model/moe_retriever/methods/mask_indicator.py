@@ -14,6 +14,7 @@ from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.filled_transformer import FilledOptions
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, constant
+from moe_retriever.nn.similarity import products
 
 # A step of Adam moves a parameter by the learning rate at most; the factor lets 2,000 steps at 1e-4 move a logit by 6.
 GAIN = 32.0
@@ -36,6 +37,6 @@ class MaskIndicator(AttentionMask):
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         out = super().forward(batch, draw=draw, detail=detail)
         # Modalities hidden in training are not a gap in the data, and tell nothing about the label.
-        missing = torch.from_numpy(~(batch.observed | batch.hidden)).to(out.logits)
-        prior: Tensor = GAIN * (missing @ self.prior_MC.to(missing.dtype))
+        missing = self.on_device(~(batch.observed | batch.hidden)).to(out.logits.dtype)
+        prior: Tensor = GAIN * products(missing, self.prior_MC.to(missing.dtype).T)
         return Output(out.logits + prior, out.losses, out.diagnostics)

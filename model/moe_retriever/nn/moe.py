@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_retriever.device import in_float32
 from moe_retriever.nn import kernels
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, uniform
+from moe_retriever.nn.kernels import grouped_mm
 from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, plain_feed_forward
 
 
@@ -96,6 +98,7 @@ class Router(nn.Module):
         squared = squared.clamp_min(1e-12)
         return -squared.sqrt() if self.affinity == "laplace" else -squared
 
+    @in_float32
     def forward(self, x_TH: Tensor, allowed_TE: Tensor | None = None, router_T: Tensor | None = None) -> Routing:
         """Route tokens.
 
@@ -103,24 +106,23 @@ class Router(nn.Module):
             allowed_TE: True for experts that a token may use; None: all.
             router_T: index of the router of each token; required if there are several.
         """
-        with torch.autocast(x_TH.device.type, enabled=False):
-            x = x_TH.float()
-            logits = self._logits(x, self.weight.float())
-            if self.n_routers > 1:
-                assert router_T is not None
-                every = torch.arange(len(x), device=x.device)
-                logits = logits.view(-1, self.n_routers, self.n_experts)[every, router_T]
-            noisy = spread = None
-            if self.noise_weight is not None and self.training:
-                spread = F.softplus(F.linear(x, self.noise_weight.float())) + 1e-2
-                noisy = logits + spread * self._noise.normal(logits.shape, logits.device)
-            if allowed_TE is not None:
-                logits = logits.masked_fill(~allowed_TE, -math.inf)
-                noisy = None if noisy is None else noisy.masked_fill(~allowed_TE, -math.inf)
-            probability = (logits if noisy is None else noisy).softmax(dim=1)
-            weight, expert = probability.topk(min(self.top_k, self.n_experts), dim=1)
-            if self.renormalise:
-                weight = weight / weight.sum(dim=1, keepdim=True)
+        x = x_TH.float()
+        logits = self._logits(x, self.weight.float())
+        if self.n_routers > 1:
+            assert router_T is not None
+            every = torch.arange(len(x), device=x.device)
+            logits = logits.view(-1, self.n_routers, self.n_experts)[every, router_T]
+        noisy = spread = None
+        if self.noise_weight is not None and self.training:
+            spread = F.softplus(F.linear(x, self.noise_weight.float())) + 1e-2
+            noisy = logits + spread * self._noise.normal(logits.shape, logits.device)
+        if allowed_TE is not None:
+            logits = logits.masked_fill(~allowed_TE, -math.inf)
+            noisy = None if noisy is None else noisy.masked_fill(~allowed_TE, -math.inf)
+        probability = (logits if noisy is None else noisy).softmax(dim=1)
+        weight, expert = probability.topk(min(self.top_k, self.n_experts), dim=1)
+        if self.renormalise:
+            weight = weight / weight.sum(dim=1, keepdim=True)
         return Routing(expert, weight, logits, noisy, spread)
 
 
@@ -128,7 +130,7 @@ class Experts(nn.Module):
     """E feed-forward networks H → F → H (GELU); each token is processed by its K experts only.
 
     Dispatch: one stable sort of all (token, expert) pairs, then one matrix product per visited expert on a contiguous
-    block (`moe_retriever.nn.kernels.grouped_ffn`).
+    block (`moe_retriever.nn.kernels.grouped_ffn`) or, in bfloat16 on a GPU, one for all (`kernels.grouped_mm`).
     """
 
     def __init__(self, n_experts: int, hidden: int, ffn: int, dropout: float, noise: Noise):
@@ -159,12 +161,29 @@ class Experts(nn.Module):
                 then operates on sums.
             scale_T: factor of each token.
         """
-        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows)
+        kind, n_rows = x_TH.device.type, len(x_TH) if n_rows is None else n_rows
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TH.dtype
+        with torch.autocast(kind, enabled=False):
+            return self._visit(x_TH.to(self.w_in.dtype), routing, row_T, n_rows, scale_T, dtype)
+
+    def _visit(
+        self,
+        x_TH: Tensor,
+        routing: Routing,
+        row_T: Tensor | None,
+        n_rows: int,
+        scale_T: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """The function of `forward` outside autocast; `dtype`: that of the products if torch's kernel is used."""
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
-        weight_A = weight_TK.flatten().index_select(0, plan.order)
-        keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
-        weight_A = (weight_A * factor).to(x_TH.dtype)
+        keep, factor = self.dropout.bits((weight_TK.numel(), self.w_in.shape[2]), x_TH.device)
         weights = self.w_in, self.b_in, self.w_out, self.b_out
+        if grouped_mm.usable(x_TH.device, dtype, *self.w_in.shape[1:]):
+            weight_A = weight_TK.flatten() * factor
+            return grouped_mm.feed_forward(x_TH, weight_A, routing.expert, keep, row_T, n_rows, weights, dtype)
+        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, n_rows)
+        weight_A = (weight_TK.flatten().index_select(0, plan.order) * factor).to(x_TH.dtype)
         if kernels.plain():
             return plain_feed_forward(x_TH, weight_A, keep, plan, *weights)
         return GroupedFeedForward.apply(x_TH, weight_A, keep, plan, *weights, torch.is_grad_enabled())

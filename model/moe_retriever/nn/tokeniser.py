@@ -21,4 +21,5 @@ class Tokeniser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         padding = self.chunk * self.n_tokens - x.shape[1]
         x = F.pad(x, (0, padding)) if padding else x
-        return self.linear(x.reshape(-1, self.n_tokens, self.chunk))
+        # Embeddings, which are also kept for retrieval, are float32 in every precision.
+        return self.linear(x.reshape(-1, self.n_tokens, self.chunk)).to(self.linear.weight.dtype)

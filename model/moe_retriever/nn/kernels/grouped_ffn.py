@@ -21,6 +21,18 @@ from torch.autograd.function import once_differentiable
 from moe_retriever.nn.kernels.context import KernelContext
 
 
+def sorted_visits(expert_TK: Tensor, row_T: Tensor | None, n_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Visits sorted by expert and output row: keys expert · R + row, and place, token and output row of each, all (A,).
+
+    Args:
+        row_T: output row of each token; None for one row per token.
+    """
+    n_each = expert_TK.shape[1]
+    rows = torch.arange(len(expert_TK), device=expert_TK.device) if row_T is None else row_T
+    key, order = (expert_TK.flatten() * n_rows + rows.repeat_interleave(n_each)).sort(stable=True)
+    return key, order, order.div(n_each, rounding_mode="floor"), key.remainder(n_rows)
+
+
 @dataclass(frozen=True)
 class VisitPlan:
     """Assignment of visits to tokens, experts and output rows.
@@ -47,13 +59,10 @@ class VisitPlan:
 
     @classmethod
     def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int) -> "VisitPlan":
-        """Sort the visits by expert and output row; `row_T`: output row of each token, None for one row per token."""
-        n_each, device = expert_TK.shape[1], expert_TK.device
-        rows = torch.arange(len(expert_TK), device=device) if row_T is None else row_T
-        key, order = (expert_TK.flatten() * n_rows + rows.repeat_interleave(n_each)).sort(stable=True)
-        token, row = order.div(n_each, rounding_mode="floor"), key.remainder(n_rows)
+        """Sort the visits (see `sorted_visits`) and read the number of visits of each expert on the host."""
+        key, order, token, row = sorted_visits(expert_TK, row_T, n_rows)
         cell = row * n_experts + key.div(n_rows, rounding_mode="floor")
-        edges = torch.arange(n_experts + 1, device=device) * n_rows
+        edges = torch.arange(n_experts + 1, device=key.device) * n_rows
         pair = first = None
         pair_key, pair_row = key, token
         if row_T is not None:

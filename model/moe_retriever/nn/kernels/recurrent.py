@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
+from moe_retriever.device import in_float32
 from moe_retriever.nn import kernels
 from moe_retriever.nn.kernels.context import KernelContext
 
@@ -25,6 +26,7 @@ class _Steps(KernelContext, Protocol):
     sizes: list[int]
 
 
+@in_float32
 def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
     """State (B, H) after the last step of each sequence, in the caller's order, for one layer and direction."""
     written_out = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
