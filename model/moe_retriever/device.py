@@ -4,34 +4,33 @@ With precision bfloat16, torch's autocast computes matrix products and convoluti
 Weights, gradients, optimiser, embeddings, routers, similarities, logits, losses and checkpoints remain float32.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mrpipe.errors import UsageError
 
 P, T = ParamSpec("P"), TypeVar("T")
+# Type of the device on which `autocast` is in effect.
+_AUTOCAST: ContextVar[str | None] = ContextVar("autocast", default=None)
 
 
 def usable_device(name: str) -> str:
-    """The device that `--device` names, with deterministic operations on a GPU; auto: a GPU if there is one.
-
-    Raises:
-        UsageError: torch cannot use the device.
-    """
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: torch {torch.__version__} finds no GPU; --device auto uses the CPU then")
+    """The device of `--device`, or a UsageError; auto: a GPU if there is one. On it, operations are deterministic."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}; auto uses a GPU or the CPU") from error
     if device.startswith("cuda"):
         torch.use_deterministic_algorithms(True, warn_only=True)
         # That mode would also write to each new tensor, only to reveal reads of values that were never written.
@@ -53,12 +52,19 @@ def precision_of(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+@contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Context of a method's forward pass."""
     if precision_of(precision, device) == "float32":
-        return nullcontext()
-    # Without torch's cache of converted weights: those of a block without gradients would be reused with gradients.
-    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+        yield
+        return
+    before = _AUTOCAST.set(device.type)
+    try:
+        # torch's cache of converted weights would return those of a block without gradients also with gradients.
+        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
+            yield
+    finally:
+        _AUTOCAST.reset(before)
 
 
 def in_float32(function: Callable[P, T]) -> Callable[P, T]:
@@ -66,21 +72,17 @@ def in_float32(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        active = [kind for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)]
-        if not active:
+        if (kind := _AUTOCAST.get()) is None:
             return function(*args, **kwargs)
-        with ExitStack() as off:
-            for kind in active:
-                off.enter_context(torch.autocast(kind, enabled=False))
-            return function(*_single(args), **{k: _single(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
+        args, kwargs = tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, (args, kwargs))
+        with torch.autocast(kind, enabled=False):
+            return function(*args, **kwargs)
 
     return wrapped
 
 
-def _single(value: object) -> Any:
-    if type(value) is tuple:
-        return tuple(map(_single, value))
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+# (B, R) dot products of rows (B, H) and (R, H).
+products = in_float32(F.linear)
 
 
 class Head(nn.Linear):

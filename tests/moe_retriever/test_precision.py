@@ -18,10 +18,9 @@ from moe_retriever.data.load import Data
 from moe_retriever.device import autocast, in_float32, precision_of, to_device
 from moe_retriever.methods import get, names
 from moe_retriever.methods.base import Method
-from moe_retriever.nn import encoders, kernels
+from moe_retriever.nn import encoders, kernels, moe
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import build
-from moe_retriever.nn.kernels import grouped_mm
 from moe_retriever.nn.moe import Experts, Router, Routing
 from moe_retriever.training.loop import make_optimiser, train_step
 from moe_retriever.training.predict import predict
@@ -42,8 +41,9 @@ KINDS = ("vector", "sequence", "image", "volume", "genotype")
 
 def on_every_device(patch: pytest.MonkeyPatch) -> None:
     """Use torch's grouped product also on the CPU, where it is a loop."""
-    usable = lambda device, dtype, *sizes: dtype == torch.bfloat16 and not any(s % 8 for s in sizes)  # noqa: E731
-    patch.setattr(grouped_mm, "usable", usable)
+    patch.setattr(
+        moe, "grouped", lambda device, *sizes: torch.is_autocast_enabled("cpu") and not any(s % 8 for s in sizes)
+    )
 
 
 def made(name: str, data: Data, **options: Any) -> Method:
@@ -99,11 +99,10 @@ def test_the_router_chooses_the_same_experts_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_the_grouped_product_of_torch_equals_the_loop_over_experts(
-    merged: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    merged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and gradients, with dropout, and with experts that no token visits."""
+    """Values and gradients, with dropout, and with experts that no token visits; to 3 digits, as it is bfloat16."""
     noise, g = Noise(0), torch.Generator().manual_seed(0)
     experts = build(lambda: Experts(6, 16, 24, 0.5, noise), 0, "experts").train()
     x = torch.randn(90, 16, generator=g).requires_grad_()
@@ -113,15 +112,15 @@ def test_the_grouped_product_of_torch_equals_the_loop_over_experts(
     rows = {"row_T": torch.arange(90) // 3, "n_rows": 40} if merged else {}
     found = []
     for kernel in (False, True):
-        monkeypatch.setattr(grouped_mm, "usable", lambda *_, kernel=kernel: kernel)
+        monkeypatch.setattr(moe, "grouped", lambda *_, kernel=kernel: kernel)
         noise.reset("the same for both")
-        with autocast("bfloat16" if dtype == torch.bfloat16 else "float32", CPU):
+        with autocast("bfloat16", CPU):
             y = experts(x, Routing(expert, weight, weight), **rows)
         assert y.dtype == torch.float32
         direction = torch.linspace(-1, 1, y.numel()).view_as(y)
         found.append((y, *torch.autograd.grad((y * direction).sum(), [x, weight, *experts.parameters()])))
     for loop, product in zip(*found, strict=True):
-        assert (loop - product).norm() <= tolerance * loop.norm()
+        assert 0 < (loop - product).norm() <= 0.01 * loop.norm()
     assert not found[1][3][[0, 3, 5]].any()
 
 

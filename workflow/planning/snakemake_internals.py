@@ -32,6 +32,8 @@ class Internals:
         self._workflow = workflow
         self._modifier = workflow.modifier
         self._pathvars = workflow.pathvars
+        # Jobs at a time on each GPU of this machine; a cluster hands out whole GPUs.
+        self.jobs_per_gpu = 1
 
     def filled(self, template: str) -> str:
         """A path with `<results>` and its kind filled in and placed in the default storage.
@@ -87,23 +89,6 @@ class Internals:
             if cores:
                 self._workflow.register_resource("_cores", int(cores))
 
-    def share_gpus(self, n: int) -> None:
-        """Let n jobs at a time use each GPU of this machine; a cluster hands out whole GPUs.
-
-        A job requests an integer of a resource, so the limit of the run counts n per GPU.
-        """
-        workflow = self._workflow
-        execute = workflow.execute
-
-        def shared(*args: Any, **kwargs: Any) -> Any:
-            executor, limit = kwargs.get("executor_plugin") or args[0], workflow.global_resources.get("gpu")
-            if executor.common_settings.local_exec and limit is not None:
-                workflow.register_resource("gpu", n * int(getattr(limit, "value", limit)))
-            return execute(*args, **kwargs)
-
-        if workflow.is_main_process and n > 1:
-            workflow.execute = shared
-
     def on_job_finished(self, handler: logging.Handler) -> None:
         """Add a handler of Snakemake's log records; logger plugins are a choice of the user's."""
         logging.getLogger("snakemake.logging").addHandler(handler)
@@ -149,6 +134,9 @@ class Internals:
                 signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
             executor = kwargs.get("executor_plugin") or args[0]
             remove_stale_locks(Path(".snakemake"), register=not executor.common_settings.dryrun_exec)
+            if (gpus := workflow.global_resources.get("gpu")) is not None and executor.common_settings.local_exec:
+                # A job requests an integer, so the limit counts jobs.
+                workflow.register_resource("gpu", self.jobs_per_gpu * int(getattr(gpus, "value", gpus)))
             return execute(*args, **kwargs)
 
         if workflow.is_main_process:

@@ -114,7 +114,7 @@ def planned():
 PLAN, SUITES = planned()
 
 INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
-INTERNALS.share_gpus(config["cells_per_gpu"])
+INTERNALS.jobs_per_gpu = config["cells_per_gpu"]
 
 
 wildcard_constraints:

@@ -114,8 +114,7 @@ class Batch:
     @property
     def known(self) -> NDArray[np.bool_]:
         """(B,) whether the label is known."""
-        label = self.data.label[self.index]
-        return ~np.isnan(label) if self.data.spec.regression else label >= 0
+        return self.data.known[self.index]
 
     def table_rows(self, m: int) -> tuple[Rows, Rows]:
         """Positions in the batch (n,) of samples with modality m, and their rows in its table (n,)."""

@@ -34,16 +34,11 @@ def _bag(weight: Shape, indices: Shape, *rest: object, **more: object) -> int:
     return 2 * math.prod(indices) * weight[1]
 
 
-def _grouped(a: Shape, b: Shape, *rest: object, **more: object) -> int:
-    """One product per group: of rows of `a` with a matrix of `b`, or of columns of `a` with rows of `b`."""
-    return 2 * math.prod(a) * b[-1]
-
-
 # Operators without public names; those that this version of torch lacks are not counted.
 _FORMULAS: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
-    "_grouped_mm": _grouped,
+    "_grouped_mm": lambda a, b, *rest, **more: 2 * math.prod(a) * b[-1],
     "_cudnn_rnn": _recurrent,
     "_embedding_bag": _bag,
     "_embedding_bag_forward_only": _bag,

@@ -20,12 +20,11 @@ from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.subsets import random_subsets
 from moe_retriever.data.tables import Rows
-from moe_retriever.device import Head, in_float32
+from moe_retriever.device import Head, in_float32, products
 from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
-from moe_retriever.nn.similarity import products
 from moe_retriever.retrieval.bank import shaped
 from mrpipe.errors import UsageError
 from mrpipe.options import option

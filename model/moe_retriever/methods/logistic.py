@@ -19,7 +19,6 @@ from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data, Labels
 from moe_retriever.data.scores import Rules, selection_score
 from moe_retriever.data.tables import Rows
-from moe_retriever.device import to_device
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
 from mrpipe import keyed
@@ -63,7 +62,7 @@ class Logistic(TabularModel[LogisticOptions]):
         """(n, f + M): `pooled_features` without NaN, then indicators of the observed modalities."""
         observed = data.observed[index] if observed is None else observed
         pooled = pooled_features(data, index, observed, gaps=False)
-        return torch.cat([pooled, to_device(observed, pooled.device).to(pooled.dtype)], dim=1)
+        return torch.cat([pooled, torch.from_numpy(observed).to(pooled)], dim=1)
 
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         x = self.features(data, train_rows).double()
@@ -111,7 +110,7 @@ class Logistic(TabularModel[LogisticOptions]):
     def _keep(self, model: LogisticRegression | Ridge) -> None:
         n_classes, device = self.spec.n_outputs, self.device
         if isinstance(model, Ridge):
-            self.weight = to_device(np.atleast_2d(model.coef_), device)
+            self.weight = torch.from_numpy(np.atleast_2d(model.coef_)).to(device)
             self.bias = torch.tensor([model.intercept_], dtype=torch.float64, device=device)
             return
         # Classes without training samples get a logit that is never the largest.

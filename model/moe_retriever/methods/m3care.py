@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.device import Head, to_device
+from moe_retriever.device import Head, products, to_device
 from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
-from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean, products
+from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
 from moe_retriever.retrieval.bank import ReferenceSamples, shaped
 from mrpipe.errors import UsageError
 from mrpipe.options import option
@@ -91,17 +91,16 @@ class GraphFill(nn.Module):
         have_RM: NDArray[np.bool_],
     ) -> Tensor:
         """(B, R) mean similarity over common modalities (0 without any), after the threshold."""
-        device = query[0][0].device
-        total = torch.zeros(len(have_BM), len(have_RM), device=device)
+        total = query[0][0].new_zeros(len(have_BM), len(have_RM), dtype=torch.float32)
         for m, kernel in enumerate(self.kernels):
-            rows, columns = (to_device(np.flatnonzero(have[:, m]), device) for have in (have_BM, have_RM))
+            rows, columns = (to_device(np.flatnonzero(have[:, m]), total.device) for have in (have_BM, have_RM))
             if len(rows) == 0 or len(columns) == 0:
                 continue
             same = query is neighbour
             a = tuple(v[rows] for v in query[m])
             b = a if same else tuple(v[columns] for v in neighbour[m])
             total = total.index_put((rows[:, None], columns[None, :]), kernel(a, b).to(total.dtype), accumulate=True)
-        common = products(*(to_device(have, device).to(total.dtype) for have in (have_BM, have_RM)))
+        common = products(*(to_device(have, total.device).to(total.dtype) for have in (have_BM, have_RM)))
         return self.threshold(total / common.clamp_min(1))
 
     def convolve(

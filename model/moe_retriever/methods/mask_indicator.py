@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, DataSpec
+from moe_retriever.device import products
 from moe_retriever.methods.attention_mask import AttentionMask
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.filled_transformer import FilledOptions
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, constant
-from moe_retriever.nn.similarity import products
 
 # A step of Adam moves a parameter by the learning rate at most; the factor lets 2,000 steps at 1e-4 move a logit by 6.
 GAIN = 32.0

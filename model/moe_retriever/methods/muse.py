@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.device import Head, in_float32, to_device
+from moe_retriever.device import Head, in_float32
 from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
@@ -158,19 +158,11 @@ def info_nce(z: Tensor, other: Tensor, temperature: float) -> Tensor:
 
 
 @in_float32
-def label_contrast(
-    z: Tensor, other: Tensor, label: Tensor, temperature: float, known: NDArray[np.bool_] | None = None
-) -> Tensor:
+def label_contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) -> Tensor:
     """Binary cross-entropy of similarities and "same label", within z (½) and between z and `other` (¼ each way).
 
     For a regression, "same" is exp(−|difference of the targets|), in standard deviations of the target.
-
-    Args:
-        known: (B,) samples with a label; default: all.
     """
-    if known is not None and not known.all():
-        rows = to_device(np.flatnonzero(known), z.device)
-        z, other, label = z[rows], other[rows], label[rows]
     if len(label) == 0:
         return z.sum() * 0
     apart = label[:, None] - label[None, :]
@@ -267,5 +259,7 @@ class Muse(Method[MuseOptions]):
         if o.unsupervised:
             losses["unsupervised"] = o.unsupervised * info_nce(z, other, o.temperature)
         if o.supervised:
-            losses["supervised"] = o.supervised * label_contrast(z, other, batch.label, o.temperature, batch.known)
+            known = self.on_device(np.flatnonzero(batch.known))
+            labelled = z[known], other[known], batch.label[known], o.temperature
+            losses["supervised"] = o.supervised * label_contrast(*labelled)
         return losses

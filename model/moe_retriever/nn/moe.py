@@ -18,8 +18,7 @@ from moe_retriever.device import in_float32
 from moe_retriever.nn import kernels
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, uniform
-from moe_retriever.nn.kernels import grouped_mm
-from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, plain_feed_forward
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, feed_forward, grouped, sorted_visits
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Experts(nn.Module):
     """E feed-forward networks H → F → H (GELU); each token is processed by its K experts only.
 
     Dispatch: one stable sort of all (token, expert) pairs, then one matrix product per visited expert on a contiguous
-    block (`moe_retriever.nn.kernels.grouped_ffn`) or, in bfloat16 on a GPU, one for all (`kernels.grouped_mm`).
+    block or, in bfloat16 on a GPU, one for all (`moe_retriever.nn.kernels.grouped_ffn`).
     """
 
     def __init__(self, n_experts: int, hidden: int, ffn: int, dropout: float, noise: Noise):
@@ -161,32 +160,18 @@ class Experts(nn.Module):
                 then operates on sums.
             scale_T: factor of each token.
         """
-        kind, n_rows = x_TH.device.type, len(x_TH) if n_rows is None else n_rows
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TH.dtype
-        with torch.autocast(kind, enabled=False):
-            return self._visit(x_TH.to(self.w_in.dtype), routing, row_T, n_rows, scale_T, dtype)
-
-    def _visit(
-        self,
-        x_TH: Tensor,
-        routing: Routing,
-        row_T: Tensor | None,
-        n_rows: int,
-        scale_T: Tensor | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """The function of `forward` outside autocast; `dtype`: that of the products if torch's kernel is used."""
+        device, n_rows, weights = x_TH.device, n_rows or len(x_TH), (self.w_in, self.b_in, self.w_out, self.b_out)
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
-        keep, factor = self.dropout.bits((weight_TK.numel(), self.w_in.shape[2]), x_TH.device)
-        weights = self.w_in, self.b_in, self.w_out, self.b_out
-        if grouped_mm.usable(x_TH.device, dtype, *self.w_in.shape[1:]):
-            weight_A = weight_TK.flatten() * factor
-            return grouped_mm.feed_forward(x_TH, weight_A, routing.expert, keep, row_T, n_rows, weights, dtype)
-        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, n_rows)
-        weight_A = (weight_TK.flatten().index_select(0, plan.order) * factor).to(x_TH.dtype)
-        if kernels.plain():
-            return plain_feed_forward(x_TH, weight_A, keep, plan, *weights)
-        return GroupedFeedForward.apply(x_TH, weight_A, keep, plan, *weights, torch.is_grad_enabled())
+        keep, factor = self.dropout.bits((weight_TK.numel(), self.w_in.shape[2]), device)
+        x_TH, one_kernel = x_TH.to(self.w_in.dtype), grouped(device, *self.w_in.shape[1:])
+        with torch.autocast(device.type, enabled=False):
+            if one_kernel or kernels.plain():
+                visits = sorted_visits(routing.expert, row_T, n_rows)
+                weight_A = (weight_TK.flatten().index_select(0, visits[1]) * factor).to(x_TH.dtype)
+                return feed_forward(x_TH, weight_A, keep, visits, n_rows, weights, one_kernel=one_kernel)
+            plan = VisitPlan.of(routing.expert, self.n_experts, row_T, n_rows)
+            weight_A = (weight_TK.flatten().index_select(0, plan.order) * factor).to(x_TH.dtype)
+            return GroupedFeedForward.apply(x_TH, weight_A, keep, plan, *weights, torch.is_grad_enabled())
 
 
 def cv_squared(x: Tensor) -> Tensor:

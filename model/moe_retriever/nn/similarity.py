@@ -16,12 +16,6 @@ from moe_retriever.nn.init import Fill, constant
 MOMENTUM = 0.1
 
 
-@in_float32
-def products(a_BH: Tensor, b_RH: Tensor) -> Tensor:
-    """(B, R) dot products."""
-    return a_BH @ b_RH.T
-
-
 def squared_distances(a_BH: Tensor, b_RH: Tensor) -> Tensor:
     """(B, R) squared distances; non-negative, and exactly 0 on the diagonal if a is b."""
     d = (a_BH.square().sum(1)[:, None] + b_RH.square().sum(1)[None, :] - 2 * a_BH @ b_RH.T).clamp_min(0)

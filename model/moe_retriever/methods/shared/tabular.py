@@ -16,7 +16,6 @@ from moe_retriever.config import Config, O_co
 from moe_retriever.data.load import Data, DataSpec, Labels
 from moe_retriever.data.scores import Rules, selection_score
 from moe_retriever.data.tables import Rows, VectorTable
-from moe_retriever.device import to_device
 from moe_retriever.methods.base import Method
 from moe_retriever.nn.dropout import Noise
 
@@ -35,7 +34,7 @@ def pooled_features(data: Data, index: Rows, observed: NDArray[np.bool_] | None 
         rows = data.row[index[places], m]
         some = table.with_gaps(rows) if gaps and isinstance(table, VectorTable) else table.pooled(rows)
         full = some.new_full((len(index), some.shape[1]), float("nan") if gaps else 0.0)
-        full[to_device(places, some.device)] = some
+        full[torch.from_numpy(places).to(some.device)] = some
         parts.append(full)
     return torch.cat(parts, dim=1)
 
