@@ -79,6 +79,7 @@ class Common:
     )
     class_weight: str = option("none", "class weights of the cross-entropy", choices=("none", "balanced"))
     clip: float = option(0.0, "maximum gradient norm; 0: no clipping")
+    precision: str = option("auto", "matrix products; auto: bfloat16 on GPUs", choices=("auto", "float32", "bfloat16"))
     drop_modalities: float = option(0.0, "rate of hiding observed modalities in training (one is always kept)")
     gradient_rows: int = option(0, "training samples for gradient similarities of modalities per epoch; 0: none")
     checkpoint_every: int = option(1, "epochs between checkpoints for resuming an interrupted run")

@@ -40,6 +40,8 @@ class Internals:
         # Snakemake inspects the signature at each call of an input function: a tenth of its time for 10,000 jobs.
         parameters = cache(snakemake.common.get_function_params)
         snakemake.common.get_function_params = snakemake.rules.get_function_params = parameters
+        # Jobs at a time on each GPU of this machine; a cluster hands out whole GPUs.
+        self.jobs_per_gpu = 1
 
     def filled(self, template: str) -> str:
         """A path with `<results>` and its kind filled in and placed in the default storage.
@@ -162,6 +164,9 @@ class Internals:
                 signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
             executor = kwargs.get("executor_plugin") or args[0]
             remove_stale_locks(Path(".snakemake"), register=not executor.common_settings.dryrun_exec)
+            if (gpus := workflow.global_resources.get("gpu")) is not None and executor.common_settings.local_exec:
+                # A job requests an integer, so the limit counts jobs.
+                workflow.register_resource("gpu", self.jobs_per_gpu * int(getattr(gpus, "value", gpus)))
             return execute(*args, **kwargs)
 
         if workflow.is_main_process:

@@ -123,6 +123,7 @@ SUITE_BATCH_OF = cache(lambda: files_of(SUITES.batches.values()))
 INTERNALS.force(lambda: incomplete_batches(Path(path("<results>/batches"))))
 
 INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
+INTERNALS.jobs_per_gpu = config["cells_per_gpu"]
 
 
 wildcard_constraints:

@@ -28,20 +28,12 @@ def machine(arguments: argparse.Namespace) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
+    from moe_retriever.device import usable_device
     from moe_retriever.nn import kernels
 
     kernels.select(plain=arguments.kernels == "plain")
     torch.set_num_threads(arguments.threads)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    if device.startswith("cuda"):
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return device
+    return usable_device(arguments.device)
 
 
 def _config(method: str, preset: str, arguments: argparse.Namespace, first: Mapping[str, Any] | None = None) -> Any:

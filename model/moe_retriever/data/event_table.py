@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_retriever.data.tables import Rows, spans
+from moe_retriever.device import to_device
 from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.events import step_numbers
@@ -58,7 +59,7 @@ class EventTable:
         return len(self.steps) - 1
 
     def _index(self, rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.item.device)
+        return to_device(rows, self.item.device)
 
     def gather(self, rows: Rows) -> EventBatch:
         lengths = np.diff(self.steps)[rows]

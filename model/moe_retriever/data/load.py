@@ -23,6 +23,7 @@ from moe_retriever.data.tables import (
     VectorTable,
     sequence_table,
 )
+from moe_retriever.device import to_device
 from moe_retriever.metrics import convention_of, kinds_of
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, UsageError
@@ -109,6 +110,11 @@ class Batch:
     @property
     def keys(self) -> NDArray[np.uint64]:
         return self.data.keys[self.index]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(B,) whether the label is known."""
+        return self.data.known[self.index]
 
     def table_rows(self, m: int) -> tuple[Rows, Rows]:
         """Positions in the batch (n,) of samples with modality m, and their rows in its table (n,)."""
@@ -201,7 +207,7 @@ class Data:
             # The observed modality with the largest random number is kept.
             spared = np.where(observed, u, -1.0).argmax(axis=1)
             hidden[np.arange(len(index)), spared] = False
-        label = torch.from_numpy(self.label[index]).to(self.device)
+        label = to_device(self.label[index], self.device)
         if self.spec.regression:
             label = ((label - self.spec.center) / self.spec.scale).float()
         return Batch(self, index, observed & ~hidden, hidden, label, stream)

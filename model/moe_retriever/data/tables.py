@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from moe_retriever.device import to_device
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.packing import fill_missing, pack, take_snps
 from mrpipe.store.reader import Arrays
@@ -52,8 +53,7 @@ class FeatureTable(Protocol):
 
 
 def _host(rows: Rows, device: torch.device) -> Tensor:
-    index = torch.from_numpy(np.ascontiguousarray(rows))
-    return index if device.type == "cpu" else index.to(device, non_blocking=True)
+    return to_device(rows, device)
 
 
 def spans(starts: Rows, lengths: Rows) -> Rows:

@@ -38,6 +38,7 @@ def _bag(weight: Shape, indices: Shape, *rest: object, **more: object) -> int:
 _FORMULAS: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "_grouped_mm": lambda a, b, *rest, **more: 2 * math.prod(a) * b[-1],
     "_cudnn_rnn": _recurrent,
     "_embedding_bag": _bag,
     "_embedding_bag_forward_only": _bag,

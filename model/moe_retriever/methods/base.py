@@ -10,7 +10,7 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from moe_retriever.config import EPOCHS, Config, O_co, OptionValue, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import autocast, to_device
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import build_encoders
 from moe_retriever.nn.init import build
@@ -144,6 +145,12 @@ class Method(nn.Module, Generic[O_co]):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def __call__(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
+        """`forward` in the precision of the run."""
+        with autocast(self.config.common.precision, self.device):
+            out: Output = super().__call__(batch, draw=draw, detail=detail)
+        return out
+
     @abstractmethod
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         """Logits and losses of a batch; the prediction of a sample must not depend on the others.
@@ -213,9 +220,9 @@ class Method(nn.Module, Generic[O_co]):
             return F.mse_loss(logits.float().squeeze(1), label, reduction=reduction)
         return F.cross_entropy(logits.float(), label, weight=weight, reduction=reduction)
 
-    def on_device(self, places: Rows) -> Tensor:
-        """Positions as a tensor on the device of the method."""
-        return torch.from_numpy(places).to(self.device)
+    def on_device(self, places: NDArray[Any]) -> Tensor:
+        """Positions or masks as a tensor on the device of the method."""
+        return to_device(places, self.device)
 
     def encode(self, batch: Batch, m: int) -> Tensor:
         """Tokens (n, P, H) of modality m for the samples of the batch that have it, in batch order."""
@@ -230,14 +237,9 @@ class Method(nn.Module, Generic[O_co]):
             places = batch.table_rows(m)[0]
             if len(places):
                 tokens = self.encode(batch, m)
-                slot = slot.to(tokens.dtype).index_copy(0, torch.from_numpy(places).to(self.device), tokens)
+                slot = slot.to(tokens.dtype).index_copy(0, self.on_device(places), tokens)
             slots.append(slot)
         return torch.stack(slots, dim=1)
-
-
-def is_known(label: Tensor) -> Tensor:
-    """Whether the labels of a batch are known, same shape."""
-    return ~label.isnan() if label.is_floating_point() else label >= 0
 
 
 AnyMethod: TypeAlias = "Method[DataclassInstance]"

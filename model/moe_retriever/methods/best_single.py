@@ -65,9 +65,10 @@ class BestSingle(UnimodalHeads[NoOptions]):
             self._choose()
             self._stale = False
         logits, observed = self.unimodal_logits(batch)
-        answer = self._answer(logits, observed, int(self.chosen))
+        # A tensor as index of `index_select` stays on the device.
+        answer = self._answer(*(x.index_select(1, self.chosen.view(1)) for x in (logits, observed)), 0)
         if not self.training:
             return Output(answer)
         # Each head is trained with its own loss; the loss of the detached prediction is only logged.
-        losses = self.unimodal_losses(logits, observed, batch.label)
+        losses = self.unimodal_losses(logits, batch)
         return Output(answer.detach(), {f"loss_{name}": losses[m] for m, name in enumerate(self.spec.names)})

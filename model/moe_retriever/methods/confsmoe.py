@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import Head
 from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
@@ -74,14 +75,14 @@ class ConfSMoE(Method[ConfSMoEOptions]):
         norms = (nn.LayerNorm(c.hidden) for _ in range(4))
         self.norm_attention, self.norm_experts, self.norm_out, self.norm_head = norms
         self.attention = Attention(c.hidden, c.heads)
-        self.router = nn.Linear(c.hidden, o.n_experts)
+        self.router = Head(c.hidden, o.n_experts)
         self.experts = Experts(o.n_experts, c.hidden, o.expert_ffn, c.dropout, noise)
-        self.confidence = nn.Linear(c.hidden, o.n_experts)
-        self.opinion = nn.Linear(c.hidden, spec.n_outputs)
+        self.confidence = Head(c.hidden, o.n_experts)
+        self.opinion = Head(c.hidden, spec.n_outputs)
         self.query, self.key = nn.Linear(c.hidden, c.hidden), nn.Linear(c.hidden, c.hidden)
         self.dropout = Dropout(c.dropout, noise)
         self.inner = nn.Linear(n * c.hidden, c.hidden)
-        self.head = nn.Linear(c.hidden, spec.n_outputs)
+        self.head = Head(c.hidden, spec.n_outputs)
         self.reference: ReferenceSamples | None = None
 
     def initial(self, name: str) -> Fill:
@@ -139,7 +140,7 @@ class ConfSMoE(Method[ConfSMoEOptions]):
         update_TH = (confidence_TK.unsqueeze(2) * y_TKH).sum(dim=1)
         update_BLH = update_TH.new_zeros(known.size, x_BLH.shape[2]).index_copy(0, token_T, update_TH).view_as(x_BLH)
         if not complete:
-            known_BL = torch.from_numpy(known).to(self.device)
+            known_BL = self.on_device(known)
             y_BLKH = y_TKH.new_zeros(known.size, *y_TKH.shape[1:]).index_copy(0, token_T, y_TKH)
             imputed_BLH = self._imputed(h_BLH, y_BLKH.unflatten(0, known.shape), known_BL)
             update_BLH = torch.where(known_BL.unsqueeze(2), update_BLH, imputed_BLH)

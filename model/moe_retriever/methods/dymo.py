@@ -20,6 +20,7 @@ from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.subsets import random_subsets
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import Head, in_float32, products
 from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
@@ -70,6 +71,7 @@ class DynamicTransformer(nn.Module):
         return x_BLH[:, 0], x_BLH[:, 1:].view_as(x_BMPH)
 
 
+@in_float32
 def references(shape: tuple[int, int], feature_ND: Tensor, group_N: Tensor, class_N: Tensor) -> tuple[Tensor, ...]:
     """Class centres (K, D), and per group prototypes (G, K, D) and spreads (G, K), of shape (G, K).
 
@@ -107,8 +109,8 @@ class DyMo(Method[DyMoOptions]):
         super().__init__(spec, config, noise)
         n_modalities, c = len(spec.modalities), config.common
         self.transformer = DynamicTransformer(n_modalities, c.fusion_layers, c, noise)
-        self.head = nn.Linear(c.hidden, spec.n_outputs)
-        self.projection = nn.Linear(c.hidden, max(c.hidden // 2, 1))
+        self.head = Head(c.hidden, spec.n_outputs)
+        self.projection = Head(c.hidden, max(c.hidden // 2, 1))
         recovers = config.own.select != "none"
         self.recovery = DynamicTransformer(n_modalities, 1, replace(c, dropout=0.0), noise) if recovers else None
         n_groups = 1 << n_modalities if n_modalities <= MOST_SUBSETS else n_modalities + 1
@@ -166,14 +168,14 @@ class DyMo(Method[DyMoOptions]):
             if o.subsets > 1:
                 losses["subsets"] = (o.subsets - 1) * self.task_loss(logits[n:], label[n:], weight=weight)
             if o.prototypes:
-                score_NK = feature_ND @ self.references()[0].T / TEMPERATURE
+                score_NK = products(feature_ND, self.references()[0]) / TEMPERATURE
                 losses["prototypes"] = o.prototypes * o.subsets * F.cross_entropy(score_NK, self._class(label))
             if self.recovery is not None:
-                hidden = torch.from_numpy(batch.observed).to(self.device).repeat(o.subsets, 1) & ~kept
+                hidden = self.on_device(batch.observed).repeat(o.subsets, 1) & ~kept
                 error_NM = (self.recovery(x_NMPH.detach(), kept)[1] - x_NMPH.detach()).square().mean(dim=(2, 3))
                 losses["recovery"] = (error_NM * hidden).sum() / hidden.sum().clamp_min(1)
             return Output(logits[:n], losses)
-        observed = used = torch.from_numpy(batch.observed).to(self.device)
+        observed = used = self.on_device(batch.observed)
         x_BMPH = F.layer_norm(self.encode_slots(batch), (self.config.common.hidden,))
         if self.recovery is not None and not batch.observed.all():
             x_BMPH = torch.where(observed[:, :, None, None], x_BMPH, self.recovery(x_BMPH, observed)[1].detach())
@@ -190,7 +192,7 @@ class DyMo(Method[DyMoOptions]):
         """Tokens (n·B, M, P, H), n random subsets (n·B, M) of the observed modalities, and labels (n·B,)."""
         names = [f"dymo {i} {batch.stream}" for i in range(n)]
         drawn = [random_subsets(batch.observed, batch.keys, self.config.seed, name, "subset") for name in names]
-        kept = torch.from_numpy(np.concatenate(drawn)).to(self.device)
+        kept = self.on_device(np.concatenate(drawn))
         x_BMPH = F.layer_norm(self.encode_slots(batch), (self.config.common.hidden,))
         return x_BMPH.repeat(n, 1, 1, 1), kept, batch.label.repeat(n)
 
@@ -211,7 +213,7 @@ class DyMo(Method[DyMoOptions]):
         place = self._group(used_BM), predicted
         distance = 1 - (feature * prototype[place]).sum(dim=1)
         log_p = math.log(2) + torch.special.log_ndtr(-distance / spread[place])
-        return torch.stack([(feature @ centre.T / TEMPERATURE).softmax(dim=1).amax(dim=1), log_p])
+        return torch.stack([(products(feature, centre) / TEMPERATURE).softmax(dim=1).amax(dim=1), log_p])
 
     @torch.no_grad()
     def selected(self, x_BMPH: Tensor, observed_BM: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import Head
 from moe_retriever.methods.base import Diagnostics, Method, Output, Presets
 from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
@@ -148,7 +149,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         self.bank_KMPH = nn.Parameter(torch.empty(rows, n, c.tokens, c.hidden))
         self.position_MPH = nn.Parameter(torch.empty(n, c.tokens, c.hidden))
         self.blocks = nn.ModuleList(SparseBlock(self.n_experts, c, o, noise) for _ in range(c.fusion_layers))
-        self.head = nn.Linear(n * c.hidden, spec.n_outputs)
+        self.head = Head(n * c.hidden, spec.n_outputs)
         # Combinations of the training samples (by code), and weights of the bank rows.
         self.register_buffer("seen", torch.zeros(1 << n, dtype=torch.bool))
         self.register_buffer("mixture", torch.zeros((n, n) if self.additive else (rows, n, rows)))
@@ -190,7 +191,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         return rows[np.argsort(-data.observed[rows].sum(axis=1), kind="stable")]
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
-        missing = torch.from_numpy(~batch.observed).to(self.device)
+        missing = self.on_device(~batch.observed)
         z_BMPH = self.encode_slots(batch)
         if not batch.observed.all():
             z_BMPH = z_BMPH + missing[:, :, None, None] * self._stand_ins(batch, missing)
@@ -202,12 +203,12 @@ class FlexMoE(Method[FlexMoEOptions]):
         fused_BD = x_BLH.unflatten(1, z_BMPH.shape[1:3]).mean(dim=2).flatten(1)
         losses: dict[str, Tensor] = {}
         if self.training:
-            partial_T = missing.any(dim=1).repeat_interleave(x_BLH.shape[1])
+            partial_T = np.repeat(~batch.observed.all(axis=1), x_BLH.shape[1])
             if self.options.balance:
                 losses["balance"] = self.options.balance * self._mean(self._balance(r, partial_T) for r in routings)
             if self.options.specialise and not batch.observed.all():
-                target_BE = self._experts_of(batch)
-                terms = (self._specialise(r, partial_T, target_BE, x_BLH.shape[1]) for r in routings)
+                rows, target_BE = self.on_device(np.flatnonzero(partial_T)), self._experts_of(batch)
+                terms = (self._specialise(r, rows, target_BE, x_BLH.shape[1]) for r in routings)
                 losses["specialise"] = self.options.specialise * self._mean(terms)
         diagnostics: Diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
         return Output(self.head(fused_BD), losses, diagnostics)
@@ -221,7 +222,7 @@ class FlexMoE(Method[FlexMoEOptions]):
         mixture = self.get_buffer("mixture")
         if self.additive:
             return torch.einsum("bj,jm,jmph->bmph", missing_BM.to(mixture.dtype), mixture, self.bank_KMPH)
-        number = torch.from_numpy(self._number[masks.codes(batch.observed)]).to(self.device)
+        number = self.on_device(self._number[masks.codes(batch.observed)])
         return torch.einsum("cmk,kmph->cmph", mixture, self.bank_KMPH)[number]
 
     def _experts_of(self, batch: Batch) -> Tensor:
@@ -232,20 +233,19 @@ class FlexMoE(Method[FlexMoEOptions]):
             target[:, 1 : 1 + missing.shape[1]] = missing / np.maximum(missing.sum(axis=1, keepdims=True), 1)
         else:
             target[np.arange(len(batch)), self._number[masks.codes(batch.observed)]] = 1.0
-        return torch.from_numpy(target).to(self.device)
+        return self.on_device(target)
 
     @staticmethod
-    def _specialise(routing: Routing, partial_T: Tensor, target_BE: Tensor, n_tokens: int) -> Tensor:
-        """Cross-entropy of the logits without noise, averaged over the tokens of incomplete samples."""
-        rows = partial_T.nonzero().squeeze(1)
+    def _specialise(routing: Routing, rows: Tensor, target_BE: Tensor, n_tokens: int) -> Tensor:
+        """Cross-entropy of the logits without noise, averaged over `rows`, the tokens of incomplete samples."""
         return F.cross_entropy(routing.clean[rows], target_BE[rows.div(n_tokens, rounding_mode="floor")])
 
-    def _balance(self, routing: Routing, partial_T: Tensor) -> Tensor:
+    def _balance(self, routing: Routing, partial_T: NDArray[np.bool_]) -> Tensor:
         """Balance loss of complete samples over all experts, plus that of incomplete samples without expert 0."""
         total = routing.clean.new_zeros(())
-        every = torch.arange(self.n_experts, device=partial_T.device)
+        every = torch.arange(self.n_experts, device=total.device)
         for chosen, allowed in ((~partial_T, every), (partial_T, every[1:])):
-            rows = chosen.nonzero().squeeze(1)
+            rows = self.on_device(np.flatnonzero(chosen))
             if len(rows) and len(allowed):
                 total = total + balance_loss(routing.rows(rows), torch.zeros_like(rows), allowed[None])
         return total

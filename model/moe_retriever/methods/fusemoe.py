@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Common, Config, OptionValue
 from moe_retriever.data.load import Batch, DataSpec
+from moe_retriever.device import Head
 from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import Attention, FeedForward
 from moe_retriever.nn.dropout import Dropout, Noise
@@ -116,7 +117,7 @@ class FuseMoE(Method[FuseMoEOptions]):
         self.layers = nn.ModuleList(Layer(n, c, o, noise) for _ in range(o.layers))
         self.norm = nn.ModuleList(nn.LayerNorm(c.hidden) for _ in range(n))
         self.readout = FeedForward(n * c.hidden, n * c.hidden, c.dropout, noise)
-        self.head = nn.Linear(n * c.hidden, spec.n_outputs)
+        self.head = Head(n * c.hidden, spec.n_outputs)
 
     def initial(self, name: str) -> Fill:
         return normal(0.02)
@@ -126,7 +127,7 @@ class FuseMoE(Method[FuseMoEOptions]):
         if self.options.router == "joint":
             z_BMPH = z_BMPH.mean(dim=2, keepdim=True)
         if self.missing_MPH is not None and not batch.observed.all():
-            missing = torch.from_numpy(~batch.observed).to(self.device)
+            missing = self.on_device(~batch.observed)
             z_BMPH = z_BMPH + missing[:, :, None, None] * self.missing_MPH
         x = list((z_BMPH + self.position_MPH + self.type_MH.unsqueeze(1)).unbind(dim=1))
         balances = []

@@ -134,7 +134,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
             out = np.zeros((len(trees), size), dtype=dtype)
             for t, (nodes, _) in enumerate(trees):
                 out[t, : len(nodes)] = nodes[field]
-            return torch.from_numpy(out).to(self.device)
+            return self.on_device(out)
 
         leaf = stacked("is_leaf", np.bool_)
         own = torch.arange(size, device=self.device).expand(len(trees), -1)
@@ -146,9 +146,9 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         self.tree_class = torch.tensor([int(classes[k]) for _, k in trees], device=self.device)
         # Classes without training samples get a logit that is never the largest.
         baseline = torch.full((self.spec.n_outputs,), -30.0, dtype=torch.float64, device=self.device)
-        baseline[torch.from_numpy(np.asarray(known, dtype=np.int64)).to(self.device)] = 0.0
-        start = torch.from_numpy(start_values).to(self.device)
-        baseline[torch.from_numpy(np.asarray(classes, dtype=np.int64)).to(self.device)] = start
+        baseline[self.on_device(np.asarray(known, dtype=np.int64))] = 0.0
+        start = self.on_device(start_values)
+        baseline[self.on_device(np.asarray(classes, dtype=np.int64))] = start
         self.baseline = baseline
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:

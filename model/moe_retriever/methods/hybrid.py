@@ -38,7 +38,7 @@ class Hybrid(UnimodalHeads[HybridOptions]):
         fused_BC, embedding, _ = self.fusion(z_BMPH, observed_BM)
         losses = {}
         if self.training and own.unimodal:
-            losses["unimodal"] = own.unimodal * self.unimodal_losses(single_BMC, observed_BM, batch.label).mean()
+            losses["unimodal"] = own.unimodal * self.unimodal_losses(single_BMC, batch).mean()
         if self.training and own.fused:
             losses["fused"] = own.fused * self.task_loss(fused_BC, batch.label, weight=self.class_weight)
         single_BC = single_BMC.sum(1) / observed_BM.sum(1, keepdim=True)

@@ -22,5 +22,5 @@ class LateFusion(UnimodalHeads[LateFusionOptions]):
         logits, observed = self.unimodal_logits(batch)
         losses = {}
         if self.training and self.config.own.unimodal:
-            losses["unimodal"] = self.config.own.unimodal * self.unimodal_losses(logits, observed, batch.label).mean()
+            losses["unimodal"] = self.config.own.unimodal * self.unimodal_losses(logits, batch).mean()
         return Output(logits.sum(1) / observed.sum(1, keepdim=True), losses)

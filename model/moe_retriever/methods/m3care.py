@@ -11,11 +11,13 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import Head, products, to_device
 from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
@@ -48,7 +50,7 @@ Views = list[tuple[Tensor, Tensor]]
 class NeighbourBank:
     """Training samples as neighbours: observed (R, M), h and first-layer states (R, M, H), and views per modality."""
 
-    observed: Tensor
+    observed: NDArray[np.bool_]
     h: Tensor
     first: Tensor
     views: Views
@@ -67,11 +69,11 @@ class GraphFill(nn.Module):
         self.trust_graph = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(n_modalities))
         self.trust_own = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(n_modalities))
 
-    def views(self, h_BMH: Tensor, observed_BM: Tensor) -> tuple[Views, Tensor]:
+    def views(self, h_BMH: Tensor, observed_BM: NDArray[np.bool_]) -> tuple[Views, Tensor]:
         """The two views (B, H) per modality, zeros if missing; and Σ_m | ‖φ(h)‖ − ‖h‖ | over observed rows."""
         views, stabiliser = [], h_BMH.new_zeros(())
         for m in range(len(self.kernels)):
-            places = observed_BM[:, m].nonzero().squeeze(1)
+            places = to_device(np.flatnonzero(observed_BM[:, m]), h_BMH.device)
             empty = h_BMH.new_zeros(len(h_BMH), h_BMH.shape[2])
             pair = (empty, empty)
             if len(places):
@@ -82,18 +84,20 @@ class GraphFill(nn.Module):
             views.append(pair)
         return views, stabiliser
 
-    def similarity(self, query: Views, have_BM: Tensor, neighbour: Views, have_RM: Tensor) -> Tensor:
+    def similarity(
+        self, query: Views, have_BM: NDArray[np.bool_], neighbour: Views, have_RM: NDArray[np.bool_]
+    ) -> Tensor:
         """(B, R) mean similarity over common modalities (0 without any), after the threshold."""
-        total = have_BM.new_zeros(len(have_BM), len(have_RM), dtype=torch.float32)
+        total = query[0][0].new_zeros(len(have_BM), len(have_RM), dtype=torch.float32)
         for m, kernel in enumerate(self.kernels):
-            rows, columns = (have[:, m].nonzero().squeeze(1) for have in (have_BM, have_RM))
+            rows, columns = (to_device(np.flatnonzero(have[:, m]), total.device) for have in (have_BM, have_RM))
             if len(rows) == 0 or len(columns) == 0:
                 continue
             same = query is neighbour
             a = tuple(v[rows] for v in query[m])
             b = a if same else tuple(v[columns] for v in neighbour[m])
             total = total.index_put((rows[:, None], columns[None, :]), kernel(a, b).to(total.dtype), accumulate=True)
-        common = have_BM.to(total.dtype) @ have_RM.to(total.dtype).T
+        common = products(*(to_device(have, total.device).to(total.dtype) for have in (have_BM, have_RM)))
         return self.threshold(total / common.clamp_min(1))
 
     def convolve(
@@ -124,9 +128,9 @@ class GraphFill(nn.Module):
 
     def against(self, h_BMH: Tensor, observed_BM: Tensor, s_BR: Tensor, bank: NeighbourBank) -> Tensor:
         """(B, M, H) vectors of all modalities, with neighbours from a bank and self-similarity 1 (evaluation)."""
-        slots = []
+        slots, observed_RM = [], to_device(bank.observed, s_BR.device)
         for m in range(h_BMH.shape[1]):
-            a, own, h = s_BR * bank.observed[:, m], observed_BM[:, m].to(s_BR.dtype), h_BMH[:, m]
+            a, own, h = s_BR * observed_RM[:, m], observed_BM[:, m].to(s_BR.dtype), h_BMH[:, m]
             first = self.convolve(self.first[m], a, bank.h[:, m], own, h)
             graph = self.convolve(self.second[m], a, bank.first[:, m], own, first)
             slots.append(self.mix(m, graph, h, observed_BM[:, m]))
@@ -143,7 +147,7 @@ class TokenFusion(nn.Module):
         self.blocks = nn.ModuleList([TransformerBlock(plain, noise), TransformerBlock(replace(plain, heads=1), noise)])
         self.norm = nn.LayerNorm(c.hidden)
         self.inner = nn.Linear(n_modalities * c.hidden, 2 * c.hidden)
-        self.head = nn.Linear(2 * c.hidden, n_classes)
+        self.head = Head(2 * c.hidden, n_classes)
 
     def initial(self, name: str) -> Fill:
         return normal(0.02)
@@ -195,14 +199,14 @@ class M3Care(Method[M3CareOptions]):
                 rows = np.flatnonzero(have[:, m])
                 if len(rows):
                     tokens = self.reference.embed(m, rows, encoder)
-                    h[torch.from_numpy(rows).to(h.device), m] = tokens.mean(dim=1).to(h.dtype)
-            self._bank = self._made(torch.from_numpy(have).to(h.device), h)
+                    h[self.on_device(rows), m] = tokens.mean(dim=1).to(h.dtype)
+            self._bank = self._made(have, h)
         return self._bank
 
-    def _made(self, observed: Tensor, h: Tensor) -> NeighbourBank:
+    def _made(self, observed: NDArray[np.bool_], h: Tensor) -> NeighbourBank:
         views, _ = self.graph.views(h, observed)
         s = self.graph.similarity(views, observed, views, observed)
-        return NeighbourBank(observed, h, self.graph.first_states(h, observed, s), views)
+        return NeighbourBank(observed, h, self.graph.first_states(h, self.on_device(observed), s), views)
 
     def reference_bytes(self) -> int:
         if self.reference is None:
@@ -212,7 +216,7 @@ class M3Care(Method[M3CareOptions]):
     @torch.no_grad()
     def reference_state(self) -> ReferenceState:
         bank = self._neighbours()
-        return {"observed": bank.observed.cpu(), "h": bank.h.cpu()}
+        return {"observed": torch.from_numpy(bank.observed.copy()), "h": bank.h.cpu()}
 
     @torch.no_grad()
     def load_reference(self, state: ReferenceState) -> None:
@@ -221,20 +225,20 @@ class M3Care(Method[M3CareOptions]):
         self.reference = None
         observed = shaped(state["observed"], -1, len(self.spec.modalities)).bool()
         h = shaped(state["h"], *observed.shape, self.config.common.hidden)
-        self._bank = self._made(observed.to(self.device), h.to(self.device))
+        self._bank = self._made(observed.cpu().numpy(), h.to(self.device))
         self.train(training)
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         h = self.encode_slots(batch).mean(dim=2)
-        observed = torch.from_numpy(batch.observed).to(h.device)
-        views, stabiliser = self.graph.views(h, observed)
+        have, observed = batch.observed, self.on_device(batch.observed)
+        views, stabiliser = self.graph.views(h, have)
         losses: dict[str, Tensor] = {}
         if self.training:
-            slots = self.graph.within(h, observed, self.graph.similarity(views, observed, views, observed))
+            slots = self.graph.within(h, observed, self.graph.similarity(views, have, views, have))
             losses["stabiliser"] = self.options.stabiliser * stabiliser
         else:
             bank = self._neighbours()
-            s = self._without_self(batch, self.graph.similarity(views, observed, bank.views, bank.observed))
+            s = self._without_self(batch, self.graph.similarity(views, have, bank.views, bank.observed))
             slots = self.graph.against(h, observed, s, bank)
         logits, fused = self.fusion(slots)
         return Output(logits, losses, {"fused": fused.detach()} if detail else {})
@@ -246,6 +250,6 @@ class M3Care(Method[M3CareOptions]):
         own = self.reference.own_row(batch.data, batch.index)
         places = np.flatnonzero(own >= 0)
         if len(places):
-            rows = torch.from_numpy(places).to(s_BR.device)
-            s_BR = s_BR.index_put((rows, torch.from_numpy(own[places]).to(s_BR.device)), s_BR.new_zeros(()))
+            rows = self.on_device(places)
+            s_BR = s_BR.index_put((rows, self.on_device(own[places])), s_BR.new_zeros(()))
         return s_BR

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, DataSpec
+from moe_retriever.device import products
 from moe_retriever.methods.attention_mask import AttentionMask
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.filled_transformer import FilledOptions
@@ -34,6 +35,6 @@ class MaskIndicator(AttentionMask):
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         out = super().forward(batch, draw=draw, detail=detail)
         # Modalities hidden in training are not a gap in the data, and tell nothing about the label.
-        missing = torch.from_numpy(~(batch.observed | batch.hidden)).to(out.logits)
-        prior: Tensor = GAIN * (missing @ self.prior_MC.to(missing.dtype))
+        missing = self.on_device(~(batch.observed | batch.hidden)).to(out.logits.dtype)
+        prior: Tensor = GAIN * products(missing, self.prior_MC.to(missing.dtype).T)
         return Output(out.logits + prior, out.losses, out.diagnostics)

@@ -18,6 +18,7 @@ from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.subsets import random_subsets
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import Head
 from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
@@ -70,9 +71,9 @@ class MMFormer(Method[MMFormerOptions]):
             nn.ModuleList(TransformerBlock(block, noise) for _ in range(o.intra_layers)) for _ in range(n_modalities)
         )
         self.inter = nn.ModuleList(TransformerBlock(block, noise) for _ in range(c.fusion_layers))
-        self.head = nn.Linear(n_modalities * c.hidden, spec.n_outputs)
-        self.separate_head = nn.Linear(c.hidden, spec.n_outputs) if o.separate else None
-        self.early_head = nn.Linear(n_modalities * c.hidden, spec.n_outputs) if o.early else None
+        self.head = Head(n_modalities * c.hidden, spec.n_outputs)
+        self.separate_head = Head(c.hidden, spec.n_outputs) if o.separate else None
+        self.early_head = Head(n_modalities * c.hidden, spec.n_outputs) if o.early else None
         self.class_weight: Tensor | None = None
 
     def initial(self, name: str) -> Fill:
@@ -138,7 +139,7 @@ class MMFormer(Method[MMFormerOptions]):
         x_BLH = (x_BMPH + self.position_MPH).flatten(1, 2)
         key_BL = kept_BM = None
         if self.options.missing == "no_key" and not kept.all():
-            kept_BM = torch.from_numpy(kept).to(x_BLH.device)
+            kept_BM = self.on_device(kept)
             key_BL = kept_BM.repeat_interleave(n_tokens, dim=1)
         for block in self.inter:
             x_BLH = block(x_BLH, key_BL)[0]

@@ -205,7 +205,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
             blocks.append(source.new_zeros(1, c.tokens, c.hidden))
         z_BMPH = torch.cat(blocks).index_select(0, self.on_device(place.flatten())).unflatten(0, place.shape)
         as_zeros = not self.retrieving and o.warmup_kind == "zeros"
-        mask = None if filled.all() or as_zeros else torch.from_numpy(filled).to(z_BMPH.device)
+        mask = None if filled.all() or as_zeros else self.on_device(filled)
         logits, fused, fusion_balance = self.fusion(z_BMPH, mask)
         losses: dict[str, Tensor] = {}
         if self.training:

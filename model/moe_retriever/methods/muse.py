@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, Output, Presets, ReferenceState, is_known
+from moe_retriever.device import Head, in_float32
+from moe_retriever.methods.base import Method, Output, Presets, ReferenceState
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.retrieval.bank import shaped
@@ -146,6 +147,7 @@ def dropped_edges(observed: NDArray[np.bool_], u: NDArray[np.float64], rate: flo
     return observed & (rank < np.where(n > 1, kept, n)[:, None])
 
 
+@in_float32
 def info_nce(z: Tensor, other: Tensor, temperature: float) -> Tensor:
     """Symmetric InfoNCE loss of unit vectors (B, H); the positive of a sample is its augmentation."""
     logits = z @ other.T / temperature
@@ -153,13 +155,12 @@ def info_nce(z: Tensor, other: Tensor, temperature: float) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+@in_float32
 def label_contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) -> Tensor:
     """Binary cross-entropy of similarities and "same label", within z (½) and between z and `other` (¼ each way).
 
     For a regression, "same" is exp(−|difference of the targets|), in standard deviations of the target.
     """
-    known = is_known(label)
-    z, other, label = z[known], other[known], label[known]
     if len(label) == 0:
         return z.sum() * 0
     apart = label[:, None] - label[None, :]
@@ -184,9 +185,9 @@ class Muse(Method[MuseOptions]):
         self.mappers = nn.ModuleList(nn.Linear(c.hidden, c.hidden) for _ in range(n_modalities))
         self.dropout = Dropout(c.dropout, noise)
         self.network = BipartiteNetwork(n_modalities, c.hidden, config.own.layers, c.dropout, noise)
-        self.projection = nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.Tanh())
+        self.projection = nn.Sequential(Head(c.hidden, c.hidden), nn.Tanh())
         inner, drop = nn.Linear(c.hidden, c.hidden), Dropout(c.dropout, noise)
-        self.head = nn.Sequential(inner, nn.ReLU(), drop, nn.Linear(c.hidden, spec.n_outputs))
+        self.head = nn.Sequential(inner, nn.ReLU(), drop, Head(c.hidden, spec.n_outputs))
         self._training_set: tuple[Data, Rows] | None = None
         self._frozen: list[Tensor] | None = None
 
@@ -205,7 +206,7 @@ class Muse(Method[MuseOptions]):
             data, rows = self._training_set
             states: list[Tensor] = []
             size, count = self.config.common.eval_batch_size, data.observed[rows].sum(axis=0)
-            edges = torch.from_numpy(count).to(self.device).clamp_min(1).unsqueeze(1)
+            edges = self.on_device(count).clamp_min(1).unsqueeze(1)
             for number in range(self.options.layers - 1):
                 total = torch.zeros_like(self.network.modality_MH, dtype=torch.float64)
                 for start in range(0, len(rows), size):
@@ -234,7 +235,7 @@ class Muse(Method[MuseOptions]):
         """Edge features (B, M, H), and whether each edge exists (B, M)."""
         h = self.encode_slots(batch).mean(dim=2)
         mapped = torch.stack([mapper(h[:, m]) for m, mapper in enumerate(self.mappers)], dim=1)
-        return self.dropout(mapped), torch.from_numpy(batch.observed).to(h.device)
+        return self.dropout(mapped), self.on_device(batch.observed)
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         e, edge = self._edges(batch)
@@ -247,11 +248,13 @@ class Muse(Method[MuseOptions]):
     def _contrasts(self, batch: Batch, e: Tensor, patient: Tensor) -> dict[str, Tensor]:
         o = self.options
         u = keyed.uniform(batch.keys, self.config.seed, f"muse edges {batch.stream}", batch.observed.shape[1] + 2)
-        fewer = torch.from_numpy(dropped_edges(batch.observed, u, o.edge_drop)).to(e.device)
+        fewer = self.on_device(dropped_edges(batch.observed, u, o.edge_drop))
         z, other = (F.normalize(self.projection(x), dim=1) for x in (patient, self.network(e, fewer)))
         losses = {}
         if o.unsupervised:
             losses["unsupervised"] = o.unsupervised * info_nce(z, other, o.temperature)
         if o.supervised:
-            losses["supervised"] = o.supervised * label_contrast(z, other, batch.label, o.temperature)
+            known = self.on_device(np.flatnonzero(batch.known))
+            labelled = z[known], other[known], batch.label[known], o.temperature
+            losses["supervised"] = o.supervised * label_contrast(*labelled)
         return losses

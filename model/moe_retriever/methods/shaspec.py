@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, DataSpec
 from moe_retriever.data.subsets import random_subsets, with_hidden
+from moe_retriever.device import Head
 from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import FeedForward, TransformerBlock
 from moe_retriever.nn.dropout import Noise
@@ -82,7 +83,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         self.specific = nn.ModuleList(mlp() for _ in range(n_modalities))
         self.compose = nn.Linear(2 * c.hidden, c.hidden)
         self.which = nn.Linear(c.hidden, n_modalities)
-        self.head = nn.Linear(n_modalities * c.hidden, spec.n_outputs)
+        self.head = Head(n_modalities * c.hidden, spec.n_outputs)
         if o.train_drop != "none":
             self.open_with("full_epochs", o.full_epochs, "with hidden modalities")
 
@@ -100,7 +101,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         r_NPH = torch.cat([R(t) for R, t in zip(self.specific, tokens.split(sizes), strict=True) if len(t)])
         f_NPH = s_NPH + self.compose(torch.cat([s_NPH, r_NPH], dim=2))
         s_BMPH = self._slots(s_NPH, place_N, batch)
-        observed = torch.from_numpy(batch.observed).to(self.device)
+        observed = self.on_device(batch.observed)
         f_BMPH = self._slots(f_NPH, place_N, batch)
         if not batch.observed.all():
             f_BMPH = f_BMPH + (~observed)[:, :, None, None] * self._fill(s_BMPH, batch)
@@ -110,7 +111,7 @@ class ShaSpec(Method[ShaSpecOptions]):
             if self.options.alpha:
                 losses["shared"] = self.options.alpha * self._alignment(s_BMPH.mean(dim=2), observed)
             if self.options.beta:
-                modality_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(self.device)
+                modality_N = self.on_device(np.repeat(np.arange(len(sizes)), sizes))
                 specific = F.cross_entropy(self.which(r_NPH.mean(dim=1)).float(), modality_N)
                 losses["specific"] = self.options.beta * specific
         return Output(self.head(fused_BD), losses, {"fused": fused_BD.detach()} if detail else {})
@@ -121,7 +122,7 @@ class ShaSpec(Method[ShaSpecOptions]):
         places = [batch.table_rows(m)[0] for m in range(n_modalities)]
         tokens = [self.encode(batch, m) for m in range(n_modalities) if len(places[m])]
         place = np.concatenate([p * n_modalities + m for m, p in enumerate(places)])
-        return torch.from_numpy(place).to(self.device), self.norm(torch.cat(tokens)), [len(p) for p in places]
+        return self.on_device(place), self.norm(torch.cat(tokens)), [len(p) for p in places]
 
     def _slots(self, x_NPH: Tensor, place_N: Tensor, batch: Batch) -> Tensor:
         """(B, M, P, H) with zeros for missing modalities."""
@@ -132,18 +133,19 @@ class ShaSpec(Method[ShaSpecOptions]):
     def _fill(self, s_BMPH: Tensor, batch: Batch) -> Tensor:
         """(B, 1, P, H) features that replace the missing modalities of a sample."""
         if self.options.fill == "first":
-            first = torch.from_numpy(batch.observed.argmax(axis=1)).to(self.device)
+            first = self.on_device(batch.observed.argmax(axis=1))
             return s_BMPH[torch.arange(len(first), device=self.device), first].unsqueeze(1)
-        n_B = torch.from_numpy(batch.observed.sum(axis=1)).to(self.device)
+        n_B = self.on_device(batch.observed.sum(axis=1))
         return s_BMPH.sum(dim=1, keepdim=True) / n_B[:, None, None, None].to(s_BMPH.dtype)
 
     def _alignment(self, s_BMH: Tensor, observed_BM: Tensor) -> Tensor:
         """Mean |s_a − s_b| over a sample's observed pairs (0 for fewer than two modalities), averaged over samples."""
         n_modalities = s_BMH.shape[1]
-        a, b = torch.triu_indices(n_modalities, n_modalities, offset=1, device=s_BMH.device)
+        first, second = np.triu_indices(n_modalities, k=1)
         if self.options.pairs == "ring":
-            on_ring = (b - a == 1) | ((a == 0) & (b == n_modalities - 1))
-            a, b = a[on_ring], b[on_ring]
+            on_ring = (second - first == 1) | ((first == 0) & (second == n_modalities - 1))
+            first, second = first[on_ring], second[on_ring]
+        a, b = self.on_device(first), self.on_device(second)
         both_BK = (observed_BM[:, a] & observed_BM[:, b]).to(s_BMH.dtype)
         distance_BK = (s_BMH[:, a] - s_BMH[:, b]).abs().mean(dim=2)
         return ((distance_BK * both_BK).sum(dim=1) / both_BK.sum(dim=1).clamp_min(1.0)).mean()

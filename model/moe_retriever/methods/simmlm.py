@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, DataSpec
 from moe_retriever.data.subsets import random_subsets
+from moe_retriever.device import Head
 from moe_retriever.methods.base import Output, Presets
 from moe_retriever.methods.shared.unimodal import UnimodalHeads
 from moe_retriever.nn.dropout import Dropout, Noise
@@ -48,23 +49,23 @@ class SimMLM(UnimodalHeads[SimMLMOptions]):
         super().__init__(spec, config, noise)
         c, n_modalities = config.common, len(spec.modalities)
         first = (nn.Linear(n_modalities * c.hidden, c.hidden), nn.ReLU(), Dropout(c.dropout, noise))
-        self.gate = nn.Sequential(*first, nn.Linear(c.hidden, n_modalities))
+        self.gate = nn.Sequential(*first, Head(c.hidden, n_modalities))
         self.open_with("independent", config.own.independent, "for the gate")
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
-        observed, label = torch.from_numpy(batch.observed).to(self.device), batch.label
+        observed, label = self.on_device(batch.observed), batch.label
         h_BMH = self.encode_slots(batch).mean(dim=2)
         expert_BMC = torch.stack([head(h_BMH[:, m]) for m, head in enumerate(self.heads)], dim=1)
         if not self.training:
             return Output(self.mixture(h_BMH, expert_BMC, observed))
         if self.in_opening:
             # Only the experts are trained, each with its own loss; the loss of the mixture is only logged.
-            alone = self.unimodal_losses(expert_BMC, observed, label).sum()
+            alone = self.unimodal_losses(expert_BMC, batch).sum()
             return Output(self.mixture(h_BMH, expert_BMC, observed).detach(), {"independent": alone})
         # A random subset of the observed modalities, and this subset with some of the others.
         few = random_subsets(batch.observed, batch.keys, self.config.seed, f"fewer {batch.stream}", "subset")
         rest = random_subsets(batch.observed & ~few, batch.keys, self.config.seed, f"more {batch.stream}", "subset")
-        kept = (torch.from_numpy(subset).to(self.device) for subset in (few | rest, few))
+        kept = (self.on_device(subset) for subset in (few | rest, few))
         more_BC, fewer_BC = (self.mixture(h_BMH, expert_BMC, kept_BM) for kept_BM in kept)
         weight = None if self.spec.regression else self.class_weight
         total = len(label) if weight is None else weight[label].sum()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_retriever.config import Common
+from moe_retriever.device import Head
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.moe import Experts, Router, balance_loss
@@ -103,7 +104,7 @@ class Fusion(nn.Module):
         self.position_MPH = nn.Parameter(torch.empty(n_modalities, c.tokens, c.hidden))
         self.blocks = nn.ModuleList(TransformerBlock(c, noise) for _ in range(c.fusion_layers))
         self.norm = nn.LayerNorm(c.hidden)
-        self.head = nn.Linear(n_modalities * c.hidden, n_classes)
+        self.head = Head(n_modalities * c.hidden, n_classes)
 
     def initial(self, name: str) -> Fill:
         return normal(0.02)

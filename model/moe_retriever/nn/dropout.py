@@ -76,7 +76,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        return x * self._noise.keep(x.shape, self.p, x.device, x.dtype)
+        # The scale has no exact bfloat16 value.
+        return x * self._noise.keep(x.shape, self.p, x.device, torch.promote_types(x.dtype, torch.float32))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

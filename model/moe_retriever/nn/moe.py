@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_retriever.device import in_float32
 from moe_retriever.nn import kernels
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, uniform
-from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, plain_feed_forward
+from moe_retriever.nn.kernels.grouped_ffn import GroupedFeedForward, VisitPlan, feed_forward, grouped, sorted_visits
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Router(nn.Module):
         squared = squared.clamp_min(1e-12)
         return -squared.sqrt() if self.affinity == "laplace" else -squared
 
+    @in_float32
     def forward(self, x_TH: Tensor, allowed_TE: Tensor | None = None, router_T: Tensor | None = None) -> Routing:
         """Route tokens.
 
@@ -103,24 +105,23 @@ class Router(nn.Module):
             allowed_TE: True for experts that a token may use; None: all.
             router_T: index of the router of each token; required if there are several.
         """
-        with torch.autocast(x_TH.device.type, enabled=False):
-            x = x_TH.float()
-            logits = self._logits(x, self.weight.float())
-            if self.n_routers > 1:
-                assert router_T is not None
-                every = torch.arange(len(x), device=x.device)
-                logits = logits.view(-1, self.n_routers, self.n_experts)[every, router_T]
-            noisy = spread = None
-            if self.noise_weight is not None and self.training:
-                spread = F.softplus(F.linear(x, self.noise_weight.float())) + 1e-2
-                noisy = logits + spread * self._noise.normal(logits.shape, logits.device)
-            if allowed_TE is not None:
-                logits = logits.masked_fill(~allowed_TE, -math.inf)
-                noisy = None if noisy is None else noisy.masked_fill(~allowed_TE, -math.inf)
-            probability = (logits if noisy is None else noisy).softmax(dim=1)
-            weight, expert = probability.topk(min(self.top_k, self.n_experts), dim=1)
-            if self.renormalise:
-                weight = weight / weight.sum(dim=1, keepdim=True)
+        x = x_TH.float()
+        logits = self._logits(x, self.weight.float())
+        if self.n_routers > 1:
+            assert router_T is not None
+            every = torch.arange(len(x), device=x.device)
+            logits = logits.view(-1, self.n_routers, self.n_experts)[every, router_T]
+        noisy = spread = None
+        if self.noise_weight is not None and self.training:
+            spread = F.softplus(F.linear(x, self.noise_weight.float())) + 1e-2
+            noisy = logits + spread * self._noise.normal(logits.shape, logits.device)
+        if allowed_TE is not None:
+            logits = logits.masked_fill(~allowed_TE, -math.inf)
+            noisy = None if noisy is None else noisy.masked_fill(~allowed_TE, -math.inf)
+        probability = (logits if noisy is None else noisy).softmax(dim=1)
+        weight, expert = probability.topk(min(self.top_k, self.n_experts), dim=1)
+        if self.renormalise:
+            weight = weight / weight.sum(dim=1, keepdim=True)
         return Routing(expert, weight, logits, noisy, spread)
 
 
@@ -128,7 +129,7 @@ class Experts(nn.Module):
     """E feed-forward networks H → F → H (GELU); each token is processed by its K experts only.
 
     Dispatch: one stable sort of all (token, expert) pairs, then one matrix product per visited expert on a contiguous
-    block (`moe_retriever.nn.kernels.grouped_ffn`).
+    block or, in bfloat16 on a GPU, one for all (`moe_retriever.nn.kernels.grouped_ffn`).
     """
 
     def __init__(self, n_experts: int, hidden: int, ffn: int, dropout: float, noise: Noise):
@@ -159,15 +160,18 @@ class Experts(nn.Module):
                 then operates on sums.
             scale_T: factor of each token.
         """
-        plan = VisitPlan.of(routing.expert, self.n_experts, row_T, len(x_TH) if n_rows is None else n_rows)
+        device, n_rows, weights = x_TH.device, n_rows or len(x_TH), (self.w_in, self.b_in, self.w_out, self.b_out)
         weight_TK = routing.weight if scale_T is None else routing.weight * scale_T[:, None]
-        weight_A = weight_TK.flatten().index_select(0, plan.order)
-        keep, factor = self.dropout.bits((len(weight_A), self.w_in.shape[2]), x_TH.device)
-        weight_A = (weight_A * factor).to(x_TH.dtype)
-        weights = self.w_in, self.b_in, self.w_out, self.b_out
-        if kernels.plain():
-            return plain_feed_forward(x_TH, weight_A, keep, plan, *weights)
-        return GroupedFeedForward.apply(x_TH, weight_A, keep, plan, *weights, torch.is_grad_enabled())
+        keep, factor = self.dropout.bits((weight_TK.numel(), self.w_in.shape[2]), device)
+        x_TH, one_kernel = x_TH.to(self.w_in.dtype), grouped(device, *self.w_in.shape[1:])
+        with torch.autocast(device.type, enabled=False):
+            if one_kernel or kernels.plain():
+                visits = sorted_visits(routing.expert, row_T, n_rows)
+                weight_A = (weight_TK.flatten().index_select(0, visits[1]) * factor).to(x_TH.dtype)
+                return feed_forward(x_TH, weight_A, keep, visits, n_rows, weights, one_kernel=one_kernel)
+            plan = VisitPlan.of(routing.expert, self.n_experts, row_T, n_rows)
+            weight_A = (weight_TK.flatten().index_select(0, plan.order) * factor).to(x_TH.dtype)
+            return GroupedFeedForward.apply(x_TH, weight_A, keep, plan, *weights, torch.is_grad_enabled())
 
 
 def cv_squared(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_retriever.device import in_float32
 from moe_retriever.nn.init import Fill, constant
 
 # Momentum of the running bandwidth, as in torch's batch norm.
@@ -61,6 +62,7 @@ class Kernel(nn.Module):
         phi = self.phi(h_nH)
         return (self.norm_phi(phi), self.norm_h(h_nH)), phi
 
+    @in_float32
     def forward(self, query: tuple[Tensor, Tensor], neighbour: tuple[Tensor, Tensor]) -> Tensor:
         """Similarities (n, r) of the views of n and of r observed vectors."""
         mixed = []
@@ -103,6 +105,7 @@ class Threshold(nn.Module):
         return F.relu(s - tau) + tau.detach() * (s > tau)
 
 
+@in_float32
 def neighbour_mean(
     a_BR: Tensor, x_RH: Tensor, own_B: Tensor | None = None, x_BH: Tensor | None = None, *, normalise: bool = True
 ) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from moe_retriever.data.load import Data
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import to_device
 from moe_retriever.nn.encoders import frozen_batch_norm
 
 ENCODE_ROWS = 256
@@ -60,14 +61,14 @@ class EmbeddingBank:
             encoder.train(training)
         tokens = self._tokens[m]
         assert tokens is not None
-        return tokens.index_select(0, torch.from_numpy(self._place[m][rows]).to(tokens.device))
+        return tokens.index_select(0, to_device(self._place[m][rows], tokens.device))
 
     def remember(self, m: int, rows: Rows, tokens: Tensor) -> None:
         """Add embeddings (n, P, H) computed elsewhere, for rows that are not in the bank."""
         new, at = np.unique(rows, return_index=True)
         at = at[self._place[m][new] < 0]
         if len(at):
-            self._store(m, rows[at], tokens.detach()[torch.from_numpy(at).to(tokens.device)], n_more=len(at))
+            self._store(m, rows[at], tokens.detach()[to_device(at, tokens.device)], n_more=len(at))
 
     def _store(self, m: int, rows: Rows, tokens: Tensor, n_more: int) -> None:
         used, held = self._used[m], self._tokens[m]
@@ -149,7 +150,7 @@ class ReferenceSamples:
         if self.bank is not None:
             return self.bank.embed(m, self.table_rows(m, rows), encoder)
         assert self._kept is not None
-        return self._kept[m][torch.from_numpy(self._place[rows, m]).to(self._kept[m].device)]
+        return self._kept[m][to_device(self._place[rows, m], self._kept[m].device)]
 
     def state(self, encoders: nn.ModuleList) -> dict[str, object]:
         """Masks and all reference embeddings for a checkpoint, without ids and features."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import to_device
 from moe_retriever.retrieval.supporting_groups import Draws, Features, SupportIndex, Wanted
 from mrpipe import keyed
 
@@ -63,7 +64,7 @@ class NearestIndex(SupportIndex):
                 scales.append(torch.stack([mean, torch.where(sd > 1e-6 * (1 + mean.abs()), sd, 1.0)]))
                 column = sd.new_zeros(len(seen), min(len(sd), self.width), dtype=torch.float64)
                 for b in blocks:
-                    column[torch.from_numpy(b).to(sd.device)] = self.vectors(m, self.features(m, b), scales[m])
+                    column[to_device(b, sd.device)] = self.vectors(m, self.features(m, b), scales[m])
                 columns.append(column)
             device = next(c.device for c in columns if c.shape[1])
             self.fitted = [torch.cat([c.to(device) for c in columns], dim=1), *scales]
@@ -86,14 +87,14 @@ class NearestIndex(SupportIndex):
     def _query(self, observed: NDArray[np.bool_], own_row: Rows, features: Features) -> Tensor:
         """(B, D) vectors of a batch, divided by the number of observed modalities, zeros for the others."""
         vectors, *scales = self.fit()
-        query = vectors[torch.from_numpy(own_row).to(vectors.device)]
+        query = vectors[to_device(own_row, vectors.device)]
         parts = query.split([min(s.shape[1], self.width) for s in scales], dim=1)
         for m, (scale, part) in enumerate(zip(scales, parts, strict=True)):
-            part[torch.from_numpy(~observed[:, m]).to(part.device)] = 0.0
+            part[to_device(~observed[:, m], part.device)] = 0.0
             new = np.flatnonzero(observed[:, m] & (own_row < 0))
             if part.shape[1] and len(new):
-                part[torch.from_numpy(new).to(part.device)] = self.vectors(m, features(m, new), scale)
-        return query / torch.from_numpy(observed.sum(axis=1, keepdims=True)).to(query.device)
+                part[to_device(new, part.device)] = self.vectors(m, features(m, new), scale)
+        return query / to_device(observed.sum(axis=1, keepdims=True), query.device)
 
     def _search(self, slots: Draws, query: Tensor, first: Rows, own_row: Rows) -> tuple[Rows, NDArray[np.float64]]:
         """Nearest samples (Q, k), in order, ties from row `first` (Q,), and similarities; −∞ past the group."""
@@ -101,11 +102,11 @@ class NearestIndex(SupportIndex):
         found = [(slots.sample[:0], slots.sample[:0], np.zeros(0))]
         for group in np.unique(slots.group[slots.group_size > 0]).tolist():
             mine, rows = np.flatnonzero(slots.group == group), self._lists[group]
-            similarity = products[torch.from_numpy(slots.sample[mine]).to(products.device)]
-            similarity = similarity.index_select(1, torch.from_numpy(rows).to(products.device))
+            similarity = products[to_device(slots.sample[mine], products.device)]
+            similarity = similarity.index_select(1, to_device(rows, products.device))
             own = own_row[slots.sample[mine]]
             same = self.subject[rows] == np.where(own < 0, -1, self.subject[own])[:, None]
-            similarity[torch.from_numpy(same).to(products.device)] = -torch.inf
+            similarity[to_device(same, products.device)] = -torch.inf
             least = similarity.topk(min(self.k, len(rows)), dim=1).values[:, -1:]
             slot, place = (similarity >= least - 2 * TIE).nonzero(as_tuple=True)
             value = similarity[slot, place].cpu().numpy()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_retriever.config import Common
+from moe_retriever.device import to_device
 from moe_retriever.nn.attention import Attention
 from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
@@ -199,7 +200,7 @@ class Retriever(nn.Module):
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Allowed experts of each group, as lists (G, A) and as a mask (G, E)."""
         if device not in self._tables:
-            lists = torch.from_numpy(self._allowed).to(device)
+            lists = to_device(self._allowed, device)
             table = torch.zeros(len(lists), self.router.n_experts, dtype=torch.bool, device=device)
             self._tables[device] = lists, table.scatter(1, lists, True)
         return self._tables[device]
@@ -213,15 +214,15 @@ class Retriever(nn.Module):
         """
         o, device, n_tokens = self.options, x_IPH.device, x_IPH.shape[1]
         n_slots = len(items.target)
-        weight_I = torch.from_numpy(items.weight).to(device)
+        weight_I = to_device(items.weight, device)
         if o.integration == "raw_mean":
             # As in the released code, where experts and attention have no effect (docs/method.md).
             return Retrieved(self._mean(x_IPH, items, weight_I), x_IPH.new_zeros(()), None)
-        role_I = torch.from_numpy(items.role).to(device)
-        target_Q = torch.from_numpy(items.target).to(device)
-        slot_I = torch.from_numpy(items.slot).to(device)
+        role_I = to_device(items.role, device)
+        target_Q = to_device(items.target, device)
+        slot_I = to_device(items.slot, device)
         if self.role_2H is not None and self.modality_MH is not None:
-            modality_I = torch.from_numpy(items.modality).to(device)
+            modality_I = to_device(items.modality, device)
             x_IPH = x_IPH + (self.role_2H[role_I] + self.modality_MH[modality_I]).unsqueeze(1)
         mixed = self.context(x_IPH, items, role_I, target_Q)
         # With learned queries, each slot is a single item from here on.

@@ -27,6 +27,7 @@ from moe_retriever.catalogue import module_of
 from moe_retriever.config import EVALUATION, AnyConfig
 from moe_retriever.data.load import Batch, Data, load
 from moe_retriever.data.tables import Rows
+from moe_retriever.device import precision_of
 from moe_retriever.methods import get
 from moe_retriever.methods.base import AnyMethod
 from moe_retriever.nn.kernels.allocator import keep_freed_memory
@@ -128,12 +129,14 @@ def load_data(job: Job) -> Data:
 
 
 def described(job: Job, data: Data) -> dict[str, object]:
-    """Content of config.json: options, data and, on a CPU, the number of threads, on which the last digits depend."""
+    """Content of config.json: options, data, and device, precision and CPU threads, on which the last digits depend."""
     origin = origin_of(job, data)
     settings = {**vars(origin), "modalities": list(origin.modalities), **data.fitted.settings}
     settings |= {"validation_cut_from_training": data.n_cut} if data.n_cut else {}
-    threads = {"threads": torch.get_num_threads()} if job.device == "cpu" else {}
-    return {**job.config.to_dict(), **threads, "data": settings}
+    device = torch.device(job.device)
+    machine = {"device": device.type, "precision": precision_of(job.config.common.precision, device)}
+    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    return {**job.config.to_dict(), **machine, **threads, "data": settings}
 
 
 def run_training(job: Job, data: Data | None = None) -> bool:
@@ -219,7 +222,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
         "epoch_seconds": float(np.median(seconds)) if seconds else None,
         "samples_per_second": len(parts["train"]) / float(np.median(seconds)) if seconds else None,
         "threads": torch.get_num_threads(),
-        "device": job.device,
+        **{name: content[name] for name in ("device", "precision")},
         "versions": _versions(),
     }
     write_text(run / "cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")

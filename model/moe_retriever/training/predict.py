@@ -105,18 +105,20 @@ def predict(
     n_draws = draws or method.n_draws
     size = method.config.common.eval_batch_size
     routing, slots, fused = _RoutingSums(), [], []
-    logits = np.zeros((n_draws, len(rows), method.spec.n_outputs), dtype=np.float32)
+    # Outputs stay on the device until the end, so that the host prepares batches while a GPU computes.
+    outputs = [[torch.zeros(0, method.spec.n_outputs, device=method.device)] for _ in range(n_draws)]
     for start in range(0, len(rows), size):
         batch = data.batch(rows[start : start + size], "evaluation")
         for draw in range(n_draws):
             out = method(batch, draw=draw, detail=detail and draw == 0)
-            logits[draw, start : start + size] = out.logits.float().cpu().numpy()
+            outputs[draw].append(out.logits.float())
             if "routing" in out.diagnostics:
                 routing.add(data, out.diagnostics["routing"])
             if "support" in out.diagnostics:
                 slots.append(out.diagnostics["support"])
             if "fused" in out.diagnostics:
                 fused.append(out.diagnostics["fused"].float().cpu().numpy())
+    logits = torch.stack([torch.cat(parts) for parts in outputs]).cpu().numpy()
     mean = logits.mean(axis=0)
     spread = None
     if n_draws > 1 and len(rows):

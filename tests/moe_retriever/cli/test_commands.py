@@ -222,6 +222,8 @@ def test_evaluate_rejects_another_store(run: Path, toy_stores: Path, capsys: pyt
         (["--task", "nonesuch"], "no task 'nonesuch'"),
         (["--scheme", "nonesuch"], "no split 'nonesuch'"),
         (["--device", "nonesuch"], "--device nonesuch"),
+        (["--device", "cuda:99"], "auto uses a GPU or the CPU"),
+        (["--set", "precision=half"], "precision"),
         (["--transform", "clipp=1"], "--transform: unknown option 'clipp'"),
         (["--transform", "scale=minmax", "clip=-1"], "--transform: option clip=-1.0 must be a number of at least 0"),
         (["--transform", "clip"], "--transform takes key=value, got 'clip'"),

@@ -233,7 +233,7 @@ def test_complete_samples_are_balanced_over_all_experts_and_not_specialised() ->
     full = np.flatnonzero(data.observed.all(axis=1))
     assert set(method.train()(data.batch(full, "x")).losses) == {"balance"}
     routing = method.eval().blocks[0].router(torch.randn(6, 16, generator=torch.Generator().manual_seed(0)))
-    lacks = torch.tensor([True, True, False, False, True, True])
+    lacks = torch.tensor([0, 1, 4, 5])
     found = method._specialise(routing, lacks, torch.eye(method.n_experts)[[1, 0, 2]], 2)
     expected = F.cross_entropy(routing.clean[[0, 1, 4, 5]], torch.tensor([1, 1, 2, 2]))
     torch.testing.assert_close(found, expected)

@@ -199,9 +199,9 @@ def test_an_imputation_depends_on_its_neighbours() -> None:
     batch = data.batch(rows, "x")
     with torch.no_grad():
         h = method.encode_slots(batch).mean(2)
-        observed = torch.from_numpy(batch.observed)
-        views, _ = method.eval().graph.views(h, observed)
-        s = method.graph.similarity(views, observed, views, observed)
+        have, observed = batch.observed, torch.from_numpy(batch.observed)
+        views, _ = method.eval().graph.views(h, have)
+        s = method.graph.similarity(views, have, views, have)
         before = method.graph.within(h, observed, s)
         m = 1
         lacking = (~observed[:, m]).nonzero().squeeze(1)
@@ -219,14 +219,15 @@ def test_neighbours_without_a_modality_do_not_contribute_to_it() -> None:
     """They contribute neither zeros, as in a published correction of the mask, nor placeholder values."""
     method, data = made()
     rows = data.rows("train")
-    observed = torch.from_numpy(data.observed[rows])
+    have = data.observed[rows]
+    observed = torch.from_numpy(have)
     with torch.no_grad():
         h = method.eval().encode_slots(data.batch(rows, "x")).mean(2)
         poisoned = torch.where(observed[:, :, None], h, torch.full_like(h, 1e3))
         outputs = []
         for x in (h, poisoned):
-            views, _ = method.graph.views(x, observed)
-            outputs.append(method.graph.within(x, observed, method.graph.similarity(views, observed, views, observed)))
+            views, _ = method.graph.views(x, have)
+            outputs.append(method.graph.within(x, observed, method.graph.similarity(views, have, views, have)))
     torch.testing.assert_close(outputs[0], outputs[1])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_retriever.config import make_config
 from moe_retriever.data.load import Data
+from moe_retriever.methods import muse
 from moe_retriever.methods.muse import Muse, dropped_edges, info_nce, label_contrast
 from moe_retriever.nn.dropout import Dropout
 from mrpipe import keyed
@@ -208,15 +209,23 @@ def test_edge_dropping_keeps_a_uniform_number_of_at_least_one_edge() -> None:
     assert (dropped_edges(observed, np.zeros((n, 7)), 0.0) == observed).all()
 
 
-def test_unlabelled_samples_are_used_in_the_unsupervised_loss_only() -> None:
+def test_unlabelled_samples_are_used_in_the_unsupervised_loss_only(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(0)
     z, other = (F.normalize(torch.randn(6, 4, generator=g, dtype=torch.float64), dim=1) for _ in range(2))
-    label = torch.tensor([0, 1, -1, 1, -1, 0])
-    known = label >= 0
-    torch.testing.assert_close(
-        label_contrast(z, other, label, 0.07), label_contrast(z[known], other[known], label[known], 0.07)
-    )
-    assert label_contrast(z, other, torch.full((6,), -1), 0.07) == 0
+    compared: list[int] = []
+
+    def contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) -> Tensor:
+        assert len(z) == len(other) == len(label)
+        compared.extend(label.tolist())
+        return label_contrast(z, other, label, temperature)
+
+    monkeypatch.setattr(muse, "label_contrast", contrast)
+    method, data = made()
+    rows = data.rows("train")[:6]
+    data.label[rows] = [0, 1, -1, 1, -1, 0]
+    assert method.train()(data.batch(rows, "x")).losses.keys() == {"unsupervised", "supervised"}
+    assert compared == [0, 1, 1, 0]
+    assert label_contrast(z[:0], other[:0], torch.zeros(0), 0.07) == 0
     assert info_nce(z, z, 0.07) < info_nce(z, other, 0.07)
 
 

@@ -103,6 +103,9 @@ def test_a_run_folder_is_complete_and_describes_the_run(undisturbed: Undisturbed
     assert "epoch 6" in log
     assert not any(sample in log for sample in predictions["sample_id"])
     assert str(run.parent) not in (run / "config.json").read_text() + log
+    for name in ("config.json", "cost.json"):
+        content = json.loads((run / name).read_text())
+        assert (content["device"], content["precision"], content["threads"]) == ("cpu", "float32", 1)
 
 
 def test_only_non_default_transforms_are_recorded_in_a_run(

@@ -6,7 +6,6 @@ Legend: B samples, M modalities, P tokens, H hidden dimension.
 from abc import abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from moe_retriever.config import Config
@@ -36,7 +35,7 @@ class FilledTransformer(Method[FilledOptions]):
         """Tokens of all modalities, given the observed ones (zeros elsewhere), and the filled slots (None: all)."""
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
-        observed = torch.from_numpy(batch.observed).to(self.device)
+        observed = self.on_device(batch.observed)
         logits, fused, balance = self.fusion(*self.fill(self.encode_slots(batch), observed))
         losses = {}
         if self.training and balance is not None and self.config.own.balance:

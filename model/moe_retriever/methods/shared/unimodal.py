@@ -3,13 +3,15 @@
 Legend: B samples, M modalities, H hidden dimension, C classes.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_retriever.config import Config, O_co
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.methods.base import Method, is_known
+from moe_retriever.device import Head
+from moe_retriever.methods.base import Method
 from moe_retriever.nn.dropout import Noise
 
 
@@ -21,7 +23,7 @@ class UnimodalHeads(Method[O_co]):
 
     def __init__(self, spec: DataSpec, config: Config[O_co], noise: Noise):
         super().__init__(spec, config, noise)
-        self.heads = nn.ModuleList(nn.Linear(config.common.hidden, spec.n_outputs) for _ in spec.modalities)
+        self.heads = nn.ModuleList(Head(config.common.hidden, spec.n_outputs) for _ in spec.modalities)
         self.register_buffer("class_weight", torch.zeros(spec.n_outputs))
         self.register_buffer("constant", torch.zeros(spec.n_outputs))
 
@@ -36,17 +38,17 @@ class UnimodalHeads(Method[O_co]):
 
     def of_slots(self, z_BMPH: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """As `unimodal_logits`, given the tokens of all modalities."""
-        observed = torch.from_numpy(batch.observed).to(self.device)
+        observed = self.on_device(batch.observed)
         h_BMH = z_BMPH.mean(dim=2)
         logits = torch.stack([head(h_BMH[:, m]) for m, head in enumerate(self.heads)], dim=1)
         return logits * observed.unsqueeze(2), observed
 
-    def unimodal_losses(self, logits_BMC: Tensor, observed_BM: Tensor, label: Tensor) -> Tensor:
+    def unimodal_losses(self, logits_BMC: Tensor, batch: Batch) -> Tensor:
         """(M,) loss of each head over labelled samples with its modality; 0 if there are none."""
         losses = []
         for m in range(logits_BMC.shape[1]):
-            chosen = (observed_BM[:, m] & is_known(label)).nonzero().squeeze(1)
-            own = label[chosen]
+            chosen = self.on_device(np.flatnonzero(batch.observed[:, m] & batch.known))
+            own = batch.label[chosen]
             total = self.task_loss(logits_BMC[chosen, m], own, weight=self.class_weight, reduction="sum")
             weight = torch.ones_like(own) if self.spec.regression else self.class_weight[own]
             losses.append(total / weight.sum().clamp_min(1e-9))

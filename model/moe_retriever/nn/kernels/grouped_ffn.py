@@ -10,7 +10,7 @@ R output rows, H hidden, F feed-forward dimension, E experts.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from moe_retriever.nn.kernels.context import KernelContext
+
+def sorted_visits(expert_TK: Tensor, row_T: Tensor | None, n_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Visits sorted by expert and output row: keys expert · R + row, and place, token and output row of each, all (A,).
+
+    Args:
+        row_T: output row of each token; None for one row per token.
+    """
+    n_each = expert_TK.shape[1]
+    rows = torch.arange(len(expert_TK), device=expert_TK.device) if row_T is None else row_T
+    key, order = (expert_TK.flatten() * n_rows + rows.repeat_interleave(n_each)).sort(stable=True)
+    return key, order, order.div(n_each, rounding_mode="floor"), key.remainder(n_rows)
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,10 @@ class VisitPlan:
 
     @classmethod
     def of(cls, expert_TK: Tensor, n_experts: int, row_T: Tensor | None, n_rows: int) -> "VisitPlan":
-        """Sort the visits by expert and output row; `row_T`: output row of each token, None for one row per token."""
-        n_each, device = expert_TK.shape[1], expert_TK.device
-        rows = torch.arange(len(expert_TK), device=device) if row_T is None else row_T
-        key, order = (expert_TK.flatten() * n_rows + rows.repeat_interleave(n_each)).sort(stable=True)
-        token, row = order.div(n_each, rounding_mode="floor"), key.remainder(n_rows)
+        """Sort the visits (see `sorted_visits`) and read the number of visits of each expert on the host."""
+        key, order, token, row = sorted_visits(expert_TK, row_T, n_rows)
         cell = row * n_experts + key.div(n_rows, rounding_mode="floor")
-        edges = torch.arange(n_experts + 1, device=device) * n_rows
+        edges = torch.arange(n_experts + 1, device=key.device) * n_rows
         pair = first = None
         pair_key, pair_row = key, token
         if row_T is not None:
@@ -67,29 +74,41 @@ class VisitPlan:
         return cls(order, token, cell, pair_row, pair, first, blocks, n_rows)
 
 
-def plain_feed_forward(
+def grouped(device: torch.device, *sizes: int) -> bool:
+    """Whether torch (2.10) has one kernel for the bfloat16 products of all experts; it reads rows of 16 bytes."""
+    in_bfloat16 = device.type == "cuda" and torch.is_autocast_enabled()
+    return in_bfloat16 and hasattr(F, "grouped_mm") and not any(s % 8 for s in sizes)
+
+
+def feed_forward(
     x_TH: Tensor,
     weight_A: Tensor,
     keep_AF: Tensor | None,
-    plan: VisitPlan,
-    w_in: Tensor,
-    b_in: Tensor,
-    w_out: Tensor,
-    b_out: Tensor,
+    visits: tuple[Tensor, Tensor, Tensor, Tensor],
+    n_rows: int,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    *,
+    one_kernel: bool,
 ) -> Tensor:
-    """Plain implementation of `GroupedFeedForward`: a loop over experts, with gradients by autograd."""
-    out = x_TH.new_zeros(plan.n_rows, w_out.shape[2])
-    for e, a, b, _, _ in plan.blocks:
-        hidden = F.gelu(x_TH[plan.token[a:b]] @ w_in[e] + b_in[e])
-        hidden = hidden if keep_AF is None else hidden * keep_AF[a:b]
-        row = plan.cell[a:b].div(len(w_in), rounding_mode="floor")
-        out = out.index_add(0, row, weight_A[a:b, None] * (hidden @ w_out[e] + b_out[e]))
-    return out
+    """The function of `GroupedFeedForward` with gradients by autograd.
 
+    Args:
+        visits: see `sorted_visits`.
+        one_kernel: use torch's grouped product in bfloat16, which reads the rows per expert on the device, or a loop.
+    """
+    (w_in, b_in, w_out, b_out), (key, _, token, row) = weights, visits
+    expert = key.div(n_rows, rounding_mode="floor")
+    ends = torch.searchsorted(expert, torch.arange(1, len(w_in) + 1, device=expert.device)).int()
 
-class _PlanContext(KernelContext, Protocol):
-    plan: VisitPlan
-    n_tokens: int
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        if one_kernel:
+            return F.grouped_mm(x.bfloat16(), w.bfloat16(), offs=ends).to(w.dtype)
+        return torch.cat([a @ b for a, b in zip(x.tensor_split(ends[:-1].long().cpu()), w, strict=True)])
+
+    hidden_AF = F.gelu(product(x_TH.index_select(0, token), w_in) + b_in.index_select(0, expert))
+    hidden_AF = hidden_AF if keep_AF is None else hidden_AF * keep_AF
+    y_AH = weight_A[:, None] * (product(hidden_AF, w_out) + b_out.index_select(0, expert))
+    return y_AH.new_zeros(n_rows, y_AH.shape[1]).index_add(0, row, y_AH)
 
 
 class GroupedFeedForward(Function):
@@ -97,7 +116,7 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     def forward(
-        ctx: _PlanContext,
+        ctx: Any,
         x_TH: Tensor,
         weight_A: Tensor,
         keep_AF: Tensor | None,
@@ -134,7 +153,7 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _PlanContext, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals = ctx.saved_tensors
         plan = ctx.plan
         d_w_in, d_w_out, d_b_in = (w.new_zeros(w.shape) for w in (w_in, w_out, w_in[:, 0]))
