@@ -19,7 +19,11 @@ from torch.utils._pytree import tree_map_only
 
 from mrpipe.errors import UsageError
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
+# Context of a `torch.autograd.Function`, to which kernels add attributes of their own.
+KernelContext = Any
+HostArray = NDArray[Any]
 # Type of the device on which `autocast` is in effect.
 _AUTOCAST: ContextVar[str | None] = ContextVar("autocast", default=None)
 
@@ -34,11 +38,11 @@ def usable_device(name: str) -> str:
     if device.startswith("cuda"):
         torch.use_deterministic_algorithms(True, warn_only=True)
         # That mode would also write to each new tensor, only to reveal reads of values that were never written.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
 
 
-def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
+def to_device(values: HostArray, device: torch.device) -> Tensor:
     """An array as a tensor on a device; to a GPU, it is copied from pinned memory while the host continues."""
     host = torch.from_numpy(np.ascontiguousarray(values))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -8,24 +8,19 @@ import argparse
 import io
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import mrpipe
-from mrpipe.cli.command import Command
+from mrpipe.cli.command import Command, outcome
 from mrpipe.cli.output import add_output_options, command_first, configure
-from mrpipe.cli.signals import Interrupted, interruptible
-from mrpipe.errors import SHOW_VALUES, MrpipeError, StorageError, UsageError, did_you_mean
+from mrpipe.cli.signals import interruptible
+from mrpipe.errors import SHOW_VALUES, MrpipeError, UsageError, did_you_mean
 from mrpipe.privacy import printable
-from mrpipe.reading import refusal_of
 
 _LOG = logging.getLogger(__name__)
 _WIDTH = 16
-# As a shell reports a program that ends by SIGPIPE.
-_BROKEN_PIPE = 141
 
 
 def find_command(name: str) -> Command | None:
@@ -123,28 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message:
             print(printable(" ".join(["mrpipe", *arguments[:1]]) + f": {message}"), file=sys.stderr)
         return code
-
-
-def outcome(error: BaseException) -> tuple[str, int]:
-    """Message and exit code of a command that an exception ended."""
-    if isinstance(error, MrpipeError):
-        return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        return f"interrupted ({stopped}); run the same command again to continue", stopped.exit_code
-    if isinstance(error, BrokenPipeError):  # the reader of a pipe (`| head`) has left
-        return "", _BROKEN_PIPE
-    place = f"{name}: " if isinstance(name := getattr(error, "filename", None), str | Path) else ""
-    if refusal := refusal_of(error):
-        return f"{place}{refusal[1]}. {refusal[2]}", StorageError.exit_code
-    # Libraries raise OSErrors without a number for other reasons than a path that does not exist.
-    if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
-        return f"{place}{error.strerror or error}", UsageError.exit_code
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    place = f" ({Path(at.filename).name}, line {at.lineno})"
-    reason = (str(error).strip().splitlines() or ["no message"])[0]
-    hint = "This is a bug, please report it: --debug prints the traceback"
-    return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", MrpipeError.exit_code
 
 
 def _run(arguments: list[str]) -> int:

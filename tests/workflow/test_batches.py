@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.jobs import write_plan
-from workflow.planning.batches import JOINED, Batch, files_of, make_batches
+from workflow.planning.batches import JOINED, CellBatch, files_of, make_batches
 from workflow.planning.plan import make_plan
 from workflow.planning.runs import PlannedRun, PlannedTest
 from workflow.planning.suites import Suites
@@ -21,11 +21,13 @@ def cell(method: str, seed: int = 0, **more: Any) -> PlannedRun:
     return PlannedRun(**{**usual, **nothing, "method": method, "seed": seed, **more})
 
 
-def of(runs: list[PlannedRun], *, per_job: int | None = None, small: bool = False, owners: str = "a") -> list[Batch]:
+def of(
+    runs: list[PlannedRun], *, per_job: int | None = None, small: bool = False, owners: str = "a"
+) -> list[CellBatch]:
     return list(make_batches(((run, owners.split()) for run in runs), per_job=per_job, small=small).values())
 
 
-def sizes(batches: list[Batch]) -> list[int]:
+def sizes(batches: list[CellBatch]) -> list[int]:
     return sorted(len(batch.cells) for batch in batches)
 
 

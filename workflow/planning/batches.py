@@ -26,7 +26,7 @@ Cell = tuple[PlannedRun, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class CellBatch:
     """The cells of one job.
 
     Attributes:
@@ -68,7 +68,7 @@ class Batch:
 
 def make_batches(
     runs: Iterable[tuple[PlannedRun, Sequence[str]]], *, per_job: int | None, small: bool
-) -> dict[str, Batch]:
+) -> dict[str, CellBatch]:
     """Batches by name; each evaluation is in exactly one.
 
     Args:
@@ -97,11 +97,11 @@ def make_batches(
             tests = [run.test.name for run in chunk[0] if run.test]
             single = "-".join([chunk[0][0].folder, *([_digest(*tests)] if tests else [])])
             name = single if len(chunk) == 1 else f"{key[0]}/{_digest(*key)}-{i}"
-            batches.append(Batch(name=name, cells=chunk, large=not small and key[1] == "True"))
+            batches.append(CellBatch(name=name, cells=chunk, large=not small and key[1] == "True"))
     return {batch.name: batch for batch in batches}
 
 
-def files_of(batches: Iterable[Batch]) -> dict[str, str]:
+def files_of(batches: Iterable[CellBatch]) -> dict[str, str]:
     """Folder of each evaluation → file of its batch."""
     return {run.tested: batch.file for batch in batches for run in batch.runs}
 

@@ -19,7 +19,7 @@ import yaml
 from moe_retriever.catalogue import method_title
 from moe_retriever.suites.published import NAMES
 
-from .batches import Batch
+from .batches import CellBatch
 
 TEXTS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("steps.yaml").read_text(encoding="utf-8"))
 TAIL_LINES = 12
@@ -68,7 +68,7 @@ class Steps(logging.Handler):
     def __init__(
         self,
         steps: Mapping[int, PlannedStep],
-        batches: Mapping[int, Batch],
+        batches: Mapping[int, CellBatch],
         *,
         output: str = "",
         clock: Callable[[], float] = time.time,
@@ -133,7 +133,7 @@ class Steps(logging.Handler):
                 return "\n".join([f"    {log}:", *(f"    {line}" for line in lines[-TAIL_LINES:])])
         return ""
 
-    def unfinished(self) -> list[Batch]:
+    def unfinished(self) -> list[CellBatch]:
         """Batches of this run that did not finish; some of their cells may have."""
         return [batch for job, batch in self._batches.items() if job not in self._done]
 

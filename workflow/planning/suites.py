@@ -20,7 +20,7 @@ from mrpipe.experiment.missingness import Missingness
 from mrpipe.fetch.download import FOLDER, catalogue
 from mrpipe.store.masks import combination_name
 
-from .batches import Batch, make_batches
+from .batches import CellBatch, make_batches
 from .plan import (
     SIMULATED,
     ConfigError,
@@ -123,7 +123,7 @@ class Suites:
         return {folder: run for suite in known for folder, run in suite.cells.items()}
 
     @cached_property
-    def batches(self) -> dict[str, Batch]:
+    def batches(self) -> dict[str, CellBatch]:
         """The jobs that train and evaluate the cells of all suites, by name."""
         of = {name: self.suite(name).runs for name in self.names if not self._not_fetched(name)}
         needed = ((run, [name for name in of if tested in of[name]]) for tested, run in self.runs.items())

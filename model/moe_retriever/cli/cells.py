@@ -19,6 +19,7 @@ from typing import Any
 
 from moe_retriever.cli import arguments as arguments_of
 from moe_retriever.cli.commands import evaluation_options, machine, train, training_job
+from mrpipe.cli.command import outcome
 from mrpipe.errors import MrpipeError
 from mrpipe.locks import writing
 from mrpipe.raw import sha256
@@ -46,8 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Complete all runs; the exit code is that of the last one that failed."""
-    from mrpipe.cli.main import outcome
-
     done: dict[str, str] = {}
     failed, code = [], 0
     for cell in json.loads(arguments.requested):

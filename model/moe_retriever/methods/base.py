@@ -10,7 +10,7 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from moe_retriever.config import EPOCHS, Config, O_co, OptionValue, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.device import autocast, to_device
+from moe_retriever.device import HostArray, autocast, to_device
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import build_encoders
 from moe_retriever.nn.init import build
@@ -220,9 +220,9 @@ class Method(nn.Module, Generic[O_co]):
             return F.mse_loss(logits.float().squeeze(1), label, reduction=reduction)
         return F.cross_entropy(logits.float(), label, weight=weight, reduction=reduction)
 
-    def on_device(self, places: NDArray[Any]) -> Tensor:
-        """Positions or masks as a tensor on the device of the method."""
-        return to_device(places, self.device)
+    def on_device(self, values: HostArray) -> Tensor:
+        """An array as a tensor on the device of the method."""
+        return to_device(values, self.device)
 
     def encode(self, batch: Batch, m: int) -> Tensor:
         """Tokens (n, P, H) of modality m for the samples of the batch that have it, in batch order."""

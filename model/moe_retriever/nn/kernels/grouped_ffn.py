@@ -10,13 +10,14 @@ R output rows, H hidden, F feed-forward dimension, E experts.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from moe_retriever.device import KernelContext
 
 
 def sorted_visits(expert_TK: Tensor, row_T: Tensor | None, n_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -116,7 +117,7 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: KernelContext,
         x_TH: Tensor,
         weight_A: Tensor,
         keep_AF: Tensor | None,
@@ -153,7 +154,7 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: KernelContext, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals = ctx.saved_tensors
         plan = ctx.plan
         d_w_in, d_w_out, d_b_in = (w.new_zeros(w.shape) for w in (w_in, w_out, w_in[:, 0]))

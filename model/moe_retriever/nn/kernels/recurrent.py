@@ -9,7 +9,6 @@ sequences have a step t. The gates are in torch's order: reset, update, new; inp
 """
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
-from moe_retriever.device import in_float32
+from moe_retriever.device import KernelContext, in_float32
 from moe_retriever.nn import kernels
 
 
@@ -43,7 +42,7 @@ def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _input_gradients(ctx: Any, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _input_gradients(ctx: KernelContext, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the input, its weights and their bias, from the gradients (S, gates) of the pre-activations."""
     return d_in @ w_in if ctx.needs_input_grad[0] else None, d_in.T @ x, d_in.sum(0)
 
@@ -52,7 +51,9 @@ class _GRU(Function):
     """h' = (1 − z) n + z h with r, z = σ(·), n = tanh(W x + b + r (U h + c))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]) -> Tensor:
+    def forward(
+        ctx: KernelContext, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+    ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in, x, w_in.T)
         gates, new, from_h = (x.new_empty(len(x), k * hidden) for k in (2, 1, 1))
@@ -75,7 +76,7 @@ class _GRU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: KernelContext, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, new, from_h, before = ctx.saved_tensors
         hidden = w_h.shape[1]
         reset, update = gates[:, :hidden], gates[:, hidden:]
@@ -102,7 +103,9 @@ class _LSTM(Function):
     """c' = f c + i g, h' = o tanh(c') with i, f, o = σ(·), g = tanh(·)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]) -> Tensor:
+    def forward(
+        ctx: KernelContext, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+    ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in + b_h, x, w_in.T)
         gates = x.new_empty(len(x), 4 * hidden)
@@ -126,7 +129,7 @@ class _LSTM(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: KernelContext, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, h_before, c_before, c_tanh = ctx.saved_tensors
         hidden = w_h.shape[1]
         i, f, g, o = gates.split(hidden, dim=1)
