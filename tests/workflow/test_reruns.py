@@ -208,9 +208,10 @@ def test_a_training_option_reruns_the_runs_that_use_it(tmp_path: Path) -> None:
     store = {"raw": "simulated", "schemes": {"standard": {}, "uniform": {"seed": 0}}}
     base = {"dataset": "mosi", "methods": ["logistic"], "missingness": {"p": 0.3}, "overrides": {"epochs": 2}}
     entries = {f"trial{i:03}x": base | change for i, (change, _) in enumerate(TRAINING.values())}
-    graph = Graph(tmp_path, {"datasets": {"mosi": store}, "experiments": {"base0": base, **entries}}, {"runs"})
+    config = {"datasets": {"mosi": store}, "experiments": {"base0": base, **entries}, "cells_per_job": 1}
+    graph = Graph(tmp_path, config, {"runs"})
     for name, (case, (_, rules)) in zip(entries, TRAINING.items(), strict=True):
-        found = {job.split()[0] for job in graph.rerun(name, "base0", "runs/{}/")}
+        found = {job.split()[0] for job in graph.rerun(name, "base0", "/{}/")}
         assert {r if r in ("settings", "mask") else "runs" for r in found} == rules, case
 
 
