@@ -65,9 +65,9 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     known = samples
     if assembled is not None:
         samples, known = assembled[0].samples, assembled[1]
-    for file, table in tables.items():
-        if table.large:
-            hold(table, [m for m in config.modalities if m.file == file and not m.files and m.long is None])
+    for file, opened in tables.items():
+        if opened.large:
+            hold(opened, [m for m in config.modalities if m.file == file and not m.files and m.long is None])
     for modality in config.modalities:
         table = tables.get(modality.file)
         if table is None:

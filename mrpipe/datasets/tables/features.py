@@ -169,10 +169,10 @@ def parse(
                     # Each distinct text once; if there are faults, all rows, whose numbers the messages need.
                     levels, local = held.unique(), FaultCollector()
                     codes, of_levels = (c.to_physical().cast(pl.Int64).fill_null(-1).to_numpy() for c in (held, levels))
-                    place = np.zeros(codes.max() + 2, dtype=np.int64)
-                    place[of_levels] = np.arange(len(levels))
+                    nth = np.zeros(codes.max() + 2, dtype=np.int64)
+                    nth[of_levels] = np.arange(len(levels))
                     text = levels.cast(pl.String).to_frame().select(pl.lit(0, pl.Int32).alias(ROW), column)
-                    found = _convert(table, modality, text, kind, joined, place[codes[at]], local, checking)
+                    found = _convert(table, modality, text, kind, joined, nth[codes[at]], local, checking)
                     found = None if local.faults else found
                 if found is None:
                     texts = texts.with_columns(held.cast(pl.String).alias(column))
@@ -236,8 +236,8 @@ def _convert(
         unit = "days" if kind.kind == "date" else "years"
         return [(TableFeature(name=column, column=column, unit=unit, late=late), elapsed)]
     if kind.kind not in ("numeric", "censored"):
-        value, names = _codes(table, column, text.select(canonical_text(column))[column], kind, text[ROW], faults)
-        feature = TableFeature(name=column, column=column, kind="categorical", levels=names, declared=declared)
+        value, levels = _codes(table, column, text.select(canonical_text(column))[column], kind, text[ROW], faults)
+        feature = TableFeature(name=column, column=column, kind="categorical", levels=levels, declared=declared)
         return [(feature, value[at])]
     if kind.kind == "censored":
         number, side = limits(text[column])

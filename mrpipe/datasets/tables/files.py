@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from itertools import compress
 from pathlib import Path
 
 import polars as pl
@@ -24,7 +23,7 @@ from mrpipe.forms import COMPRESSIONS, UNREAD, zone_notes
 ID, ROW = "__sample_id", "__row"
 LISTED = 12
 # Bytes of a file beyond which its columns are read when they are needed; rows per batch of a long and a wide table.
-LARGE, BATCH_ROWS, HELD_ROWS = 2**25, 2**17, 2**15
+LARGE, BATCH_ROWS, HELD_ROWS = 2**25, 2**17, 2**16
 _SAMPLE = 1000
 
 
@@ -94,18 +93,18 @@ class RawTable:
         parts: dict[str, list[pl.Series]] = {c: [] for c in (ROW, *lacking)}
         numeric, failed = [c for c in parts if columns.get(c)], set[str]()
         for batch in self.batches(lacking, HELD_ROWS) if lacking or ROW not in self.held else ():
-            exact = {c: pl.col(c).cast(pl.Float64, strict=False) for c in numeric}
-            fits = {c: number.cast(pl.Float32).is_finite().fill_null(False) for c, number in exact.items()}
-            others = [pl.col(c).filter(~fit).drop_nulls().is_in(MISSING).not_().any() for c, fit in fits.items()]
-            whole = [pl.col(c).filter((x == x.round()) & (pl.col(c).str.len_bytes() > 1)) for c, x in exact.items()]
-            coded = [text.unique().str.contains(CODED).any() for text in whole]
-            if numeric:
-                self.coded.update(compress(numeric, batch.select(coded).row(0)))
-                failed.update(compress(numeric, batch.select(others).row(0)))
-                numeric = [c for c in numeric if c not in failed]
-            numbers = [pl.when(fits[c]).then(exact[c]).cast(pl.Float32).alias(c) for c in numeric]
+            text = batch.select(numeric)
+            exact = text.select(pl.all().cast(pl.Float64, strict=False))
+            number = exact.select(pl.all().cast(pl.Float32))
+            number = number.select(pl.when(pl.col(c).is_finite()).then(c).alias(c) for c in numeric)
+            lost = [c for c in numeric if number[c].null_count() > text[c].null_count()]
+            failed.update(c for c in lost if not text[c].filter(number[c].is_null()).drop_nulls().is_in(MISSING).all())
+            for c, whole in ((c, exact[c] == exact[c].round()) for c in numeric if c not in self.coded):
+                written = text[c].filter(whole).unique() if whole.any() else text[c].clear()
+                self.coded.update([c] if written.str.contains(CODED).any() else [])
+            numeric = [c for c in numeric if c not in failed]
             texts = [pl.col(c).cast(pl.Categorical) for c in parts if c != ROW and c not in numeric]
-            for series in batch.select(ROW, *texts, *numbers):
+            for series in (*batch.select(ROW, *texts), *number.select(numeric)):
                 parts[series.name].append(series)
         # The first numbers of a column that turned out to be text are needed as text.
         again = {c for c in failed if parts[c][0].dtype == pl.Float32}
