@@ -148,7 +148,7 @@ class FeatureTransform:
 
     @classmethod
     def fit(cls, arrays: Arrays, dictionary: pl.DataFrame, options: TransformOptions) -> Self:
-        x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32)
+        x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32, copy=False)
         kinds = dictionary["kind"].to_list()
         if len(kinds) != x.shape[1]:
             raise UsageError(f"{arrays.modality.name}: {len(kinds)} dictionary rows for {x.shape[1]} features")
@@ -164,16 +164,22 @@ class FeatureTransform:
         return cls(tuple(groups))
 
     def apply(self, arrays: Arrays) -> Arrays:
-        x = arrays.x.reshape(-1, arrays.modality.size).astype(np.float32)
-        out = np.concatenate([step.apply(x[:, columns]) for columns, step in self.groups], axis=1)
-        return replace(arrays, x=out.astype(np.float32))
+        x = arrays.x.reshape(-1, arrays.modality.size)
+        out = np.empty((len(x), sum(step.width for _, step in self.groups)), dtype=np.float32)
+        # Rows in blocks, because the steps make several copies; the products of `TfidfSvd` depend on the block.
+        n_rows = max(1, len(x)) if any(isinstance(step, TfidfSvd) for _, step in self.groups) else 2**16
+        for start in range(0, len(x), n_rows):
+            block = x[start : start + n_rows].astype(np.float32)
+            parts = [step.apply(block[:, columns]) for columns, step in self.groups]
+            out[start : start + len(block)] = np.concatenate(parts, axis=1)
+        return replace(arrays, x=out)
 
     def unknown(self, arrays: Arrays) -> NDArray[np.bool_] | None:
         """Boolean mask (rows, width) of transformed values whose input is unknown; None if all inputs are known.
 
         For models that handle missing values themselves. Counts are always known, because NaN means zero.
         """
-        unknown = np.isnan(arrays.x.reshape(-1, arrays.modality.size).astype(np.float32))
+        unknown = np.isnan(arrays.x.reshape(-1, arrays.modality.size))
         if not unknown.any():
             return None
         blocks: list[NDArray[np.bool_]] = []

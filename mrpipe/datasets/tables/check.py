@@ -11,10 +11,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe import keyed
 from mrpipe.datasets.declared import config_path
 from mrpipe.datasets.tables.cohort import assemble, read_tables, require_same_length
 from mrpipe.datasets.tables.config import ModalityTable, Ref, TablesConfig, TablesOptions, matches
-from mrpipe.datasets.tables.features import Parsed, TableFeature, no_samples, parse
+from mrpipe.datasets.tables.features import Parsed, TableFeature, hold, no_samples, parse
 from mrpipe.datasets.tables.files import LISTED, RawTable, locate
 from mrpipe.datasets.tables.joins import report_lost_rows, unused_rules
 from mrpipe.datasets.tables.long import check_long
@@ -32,6 +33,8 @@ FEW_CODES, ID_SHARE, ID_ROWS = 6, 0.95, 30
 PERFECT_AUROC = 0.999
 # Largest whole number up to which float32 is exact, and interquartile ranges beyond which values are far from others.
 EXACT, FAR = 2**24, 10
+# Most rows of a class, or of a regression, with which columns are tested against a label.
+TESTED = 2**14
 _COLUMN_NOTES = (
     "constant",
     "no values",
@@ -62,6 +65,9 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     known = samples
     if assembled is not None:
         samples, known = assembled[0].samples, assembled[1]
+    for file, opened in tables.items():
+        if opened.large:
+            hold(opened, [m for m in config.modalities if m.file == file and not m.files and m.long is None])
     for modality in config.modalities:
         table = tables.get(modality.file)
         if table is None:
@@ -169,8 +175,8 @@ def _modality_notes(
 def _column_notes(feature: TableFeature, x: NDArray[Any]) -> Iterator[tuple[str, str]]:
     """Texts of `_COLUMN_NOTES` that apply to a column (n,), and what to add to its name."""
     constant, empty, few, coded, inexact, identifier, far, late = _COLUMN_NOTES
-    known = x[~np.isnan(x)]
-    distinct = np.unique(known)
+    known = np.sort(x[~np.isnan(x)])
+    distinct = known[np.r_[True, known[1:] != known[:-1]][: len(known)]]
     if len(distinct) < 2 and feature.kind != "embedding":
         yield (constant if len(distinct) else empty), ""
     if feature.late:
@@ -187,7 +193,8 @@ def _column_notes(feature: TableFeature, x: NDArray[Any]) -> Iterator[tuple[str,
         if len(known) >= ID_ROWS and len(distinct) >= ID_SHARE * len(known):
             yield identifier, ""
     low, high = np.percentile(known, (25, 75))
-    outside = known[(known < low - FAR * (high - low)) | (known > high + FAR * (high - low))]
+    below, above = known.searchsorted((low - FAR * (high - low), high + FAR * (high - low)), "left")
+    outside = np.r_[known[:below], known[above:][known[above:] > high + FAR * (high - low)]]
     if high > low and len(outside):
         furthest = outside[np.abs(outside - (low + high) / 2).argmax()]
         yield far, f" ({cell(float(furthest))}; {len(outside)} of {len(known)} values)"
@@ -197,8 +204,12 @@ def _label_notes(
     note: Callable[[list[str], str], None], parsed: Parsed, y: NDArray[np.float64], regression: bool, label: str
 ) -> None:
     """Note columns that nearly determine a label on their own."""
-    known = ~np.isnan(y)
-    x, y = parsed.x if known.all() else parsed.x[known], y[known]
+    rows = np.flatnonzero(~np.isnan(y))
+    if len(rows) > TESTED:
+        drawn = keyed.generator(0, "label notes").permutation(rows)
+        groups = [drawn] if regression else [drawn[y[drawn] == k] for k in np.unique(y[drawn])]
+        rows = np.sort(np.concatenate([group[:TESTED] for group in groups]))
+    x, y = parsed.x if len(rows) == len(y) else parsed.x[rows], y[rows]
     classes = () if regression or not len(y) else tuple(map(str, range(int(y.max()) + 1)))
     found = find_leaks(feature_columns(x, [f.levels for f in parsed.features]), y, classes)
 

@@ -7,19 +7,10 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.tables.config import Label, Split, Subgroup, TablesConfig, TablesOptions
-from mrpipe.datasets.tables.files import (
-    ID,
-    ROW,
-    RawTable,
-    canonical_text,
-    clock,
-    id_text,
-    known_text,
-    read_table,
-    too_large,
-)
+from mrpipe.datasets.tables.files import ID, ROW, RawTable, read_table
 from mrpipe.datasets.tables.joins import report_lost_rows
 from mrpipe.datasets.tables.parser import read_config
+from mrpipe.datasets.tables.texts import canonical_text, clock, id_text, known_text, too_large
 from mrpipe.errors import FaultCollector, cell, cells
 from mrpipe.ids import alike
 from mrpipe.schema import Attrition, Cohort

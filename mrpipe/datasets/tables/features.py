@@ -4,7 +4,7 @@ Legend: n rows, d features.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.features import record_batch
 from mrpipe.datasets.tables.cohort import times_of
-from mrpipe.datasets.tables.config import Kind, ModalityTable, TablesConfig, matches
-from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
+from mrpipe.datasets.tables.config import Kind, ModalityTable, TablesConfig, codes_of, matches
+from mrpipe.datasets.tables.files import ID, ROW, RawTable
+from mrpipe.datasets.tables.texts import CODED, canonical_text, known_text, too_large
 from mrpipe.errors import Fault, FaultCollector, cell, cells
 from mrpipe.schema import Modality
 from mrpipe.text.encoders import get_encoder
@@ -26,8 +27,6 @@ MAX_LEVELS = 50
 # Text columns with more values that look like numbers than this, and than other values, are numbers with errors.
 FEW_NUMBERS = 6
 _NUMBER_LIKE = r"^[<>=≤≥~+-]*\s*[0-9.,]*[0-9][0-9.,]*([eE][-+]?[0-9]+)?\s*%?$"
-# Texts that are numbers but may be codes.
-_CODED = r"^-?0[0-9]+$|^[0-9]+[eE][0-9]+$"
 # Values that are no numbers, and the declaration that reads them.
 _HINTS = {
     "^[<>≤≥=]*-?[0-9.]+,[0-9]+$": 'If it is a decimal comma, declare `decimal: ","`; if not, `thousands: ","`.',
@@ -149,62 +148,110 @@ def parse(
     encoder = get_encoder(modality.encoder)
     widths = {"censored": 2, "text": 1 if checking else encoder.dim}
     width = sum(1 if kind is None else widths.get(kind.kind, 1) for kind in kinds.values())
-    exact = checking and len(at) * width <= CELLS
+    exact = checking and not table.large and len(at) * width <= CELLS
     x = np.empty((len(at), width), dtype=np.float64 if exact else np.float32, order="F")
-    rules, features = table.config.missing + modality.missing, list[TableFeature]()
+    features = list[TableFeature]()
+    if table.large:
+        hold(table, [modality])
     step = max(1, CELLS // (2 * table.n_rows))
     for block in (columns[i : i + step] for i in range(0, len(columns), step)):
-        texts = table.read(block) if kept is None else table.read(block).filter(kept)
+        texts = table.read([c for c in block if c not in table.held])
+        texts = texts if kept is None else texts.filter(kept)
         for column in block:
-            text = texts[[ROW, column]].select(ROW, known_text(column, rules))  # a query takes time for all columns
-            kind, number = kinds[column], text[column].cast(pl.Float64, strict=False)
-            bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
-            declared = kind is not None
-            kind = kind or inferred_kind(text[column], number, bad)
-            if kind.kind == "text":
-                known = text[column].is_not_null()
-                vectors = np.where(known, 0.0, np.nan)[:, None]
-                if not checking:
-                    vectors = np.full((len(text), encoder.dim), np.nan, dtype=np.float32)
-                    vectors[known.to_numpy()] = encoder.sentences(text[column].drop_nulls().to_list())
-                for j, vector in enumerate(vectors.T):
-                    x[:, len(features)] = vector[at]
-                    name = column if checking else f"{column}_{j}"
-                    features.append(TableFeature(name=name, column=column, kind="embedding", note=encoder.name))
-                continue
-            if kind.kind in ("date", "age"):
-                x[:, len(features)], late = _elapsed(table, text, column, kind, joined, faults)
-                unit = "days" if kind.kind == "date" else "years"
-                features.append(TableFeature(name=column, column=column, unit=unit, late=late))
-                continue
-            if kind.kind == "censored":
-                number, side = limits(text[column])
-                bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
-                x[:, len(features) + 1] = side.to_numpy()[at]
-            if kind.kind in ("numeric", "censored"):
-                table.require_commas(column, faults)
-                bad = bad | too_large(number)
-                if bad.any():
-                    faults.add(bad_number(table, column, text[column].filter(bad), text[ROW].filter(bad)))
-                coded = text[column].str.contains(_CODED).any()
-                x[:, len(features)] = number.to_numpy()[at]
-                features.append(TableFeature(name=column, column=column, declared=declared, coded=coded))
-                if kind.kind == "censored":
-                    features.append(
-                        TableFeature(name=f"{column} censored", column=column, kind="categorical", levels=CENSORED)
-                    )
-                continue
-            value, names = _codes(table, column, text.select(canonical_text(column))[column], kind, text[ROW], faults)
-            x[:, len(features)] = value[at]
-            features.append(
-                TableFeature(name=column, column=column, kind="categorical", levels=names, declared=declared)
-            )
+            kind, held, found = kinds[column], table.held.get(column), None
+            if held is not None:
+                held = held if kept is None else held.filter(kept)
+                if held.dtype == pl.Float32:
+                    given, coded = kind is not None, column in table.coded
+                    of = TableFeature(name=column, column=column, declared=given, coded=coded)
+                    found = [(of, held.to_numpy()[at])]
+                elif kind is None or kind.since is None:
+                    # Each distinct text once; if there are faults, all rows, whose numbers the messages need.
+                    levels, local = held.unique(), FaultCollector()
+                    codes, of_levels = (c.to_physical().cast(pl.Int64).fill_null(-1).to_numpy() for c in (held, levels))
+                    nth = np.zeros(codes.max() + 2, dtype=np.int64)
+                    nth[of_levels] = np.arange(len(levels))
+                    text = levels.cast(pl.String).to_frame().select(pl.lit(0, pl.Int32).alias(ROW), column)
+                    found = _convert(table, modality, text, kind, joined, nth[codes[at]], local, checking)
+                    found = None if local.faults else found
+                if found is None:
+                    texts = texts.with_columns(held.cast(pl.String).alias(column))
+            if found is None:
+                text = texts[[ROW, column]]  # a query takes time for all columns
+                found = _convert(table, modality, text, kind, joined, at, faults, checking)
+            for feature, values in found:
+                x[:, len(features)] = values
+                features.append(feature)
     observed = np.zeros(len(x), dtype=bool)
     for values in x.T:
         observed |= ~np.isnan(values)
-    return Parsed(
-        features, frame, joined["sample_id"].filter(pl.Series(observed)), x if observed.all() else x[observed]
-    )
+    if not observed.all():
+        n_observed = int(observed.sum())  # in place, because x may fill half of the memory
+        for values in x.T:
+            values[:n_observed] = values[observed]
+        x = x[:n_observed]
+    return Parsed(features, frame, joined["sample_id"].filter(pl.Series(observed)), x)
+
+
+def hold(table: RawTable, modalities: Iterable[ModalityTable]) -> None:
+    """Hold the features of modalities of a large file, except texts."""
+    wanted: dict[str, bool] = {}
+    for m in modalities:
+        for c in feature_columns(table, table.config, m, FaultCollector()):
+            kind, codes = kind_of(c, m), codes_of(c, table.config.missing + m.missing)
+            if kind is None or kind.kind != "text":
+                number = not codes and c not in table.pointed and (kind is None or kind.kind == "numeric")
+                wanted[c] = wanted.get(c, True) and number
+    table.hold(wanted)
+
+
+def _convert(
+    table: RawTable,
+    modality: ModalityTable,
+    text: pl.DataFrame,
+    kind: Kind | None,
+    joined: pl.DataFrame,
+    at: NDArray[np.int64],
+    faults: FaultCollector,
+    checking: bool,
+) -> list[tuple[TableFeature, NDArray[Any]]]:
+    """The features of a column and their values (n,), those of the rows `at` of `text` (`__row` and the column)."""
+    column = text.columns[1]
+    text = text.select(ROW, known_text(column, table.config.missing + modality.missing))
+    number = text[column].cast(pl.Float64, strict=False)
+    bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
+    declared = kind is not None
+    kind = kind or inferred_kind(text[column], number, bad)
+    if kind.kind == "text":
+        encoder, known = get_encoder(modality.encoder), text[column].is_not_null()
+        vectors = np.where(known, 0.0, np.nan)[:, None]
+        if not checking:
+            vectors = np.full((len(text), encoder.dim), np.nan, dtype=np.float32)
+            vectors[known.to_numpy()] = encoder.sentences(text[column].drop_nulls().to_list())
+        names = [column] if checking else [f"{column}_{j}" for j in range(encoder.dim)]
+        of = [TableFeature(name=name, column=column, kind="embedding", note=encoder.name) for name in names]
+        return [(feature, vector[at]) for feature, vector in zip(of, vectors.T, strict=True)]
+    if kind.kind in ("date", "age"):
+        elapsed, late = _elapsed(table, text, column, kind, joined.with_columns(place=at), faults)
+        unit = "days" if kind.kind == "date" else "years"
+        return [(TableFeature(name=column, column=column, unit=unit, late=late), elapsed)]
+    if kind.kind not in ("numeric", "censored"):
+        value, levels = _codes(table, column, text.select(canonical_text(column))[column], kind, text[ROW], faults)
+        feature = TableFeature(name=column, column=column, kind="categorical", levels=levels, declared=declared)
+        return [(feature, value[at])]
+    if kind.kind == "censored":
+        number, side = limits(text[column])
+        bad = text[column].is_not_null() & ~number.is_finite().fill_null(False)
+    table.require_commas(column, faults)
+    bad = bad | too_large(number)
+    if bad.any():
+        faults.add(bad_number(table, column, text[column].filter(bad), text[ROW].filter(bad)))
+    coded = bool(text[column].str.contains(CODED).any())
+    feature = TableFeature(name=column, column=column, declared=declared, coded=coded)
+    if kind.kind == "numeric":
+        return [(feature, number.to_numpy()[at])]
+    censored = TableFeature(name=f"{column} censored", column=column, kind="categorical", levels=CENSORED)
+    return [(feature, number.to_numpy()[at]), (censored, side.to_numpy()[at])]
 
 
 def _elapsed(

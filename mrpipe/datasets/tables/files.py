@@ -4,29 +4,26 @@ Legend: n rows of a file, d features.
 """
 
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from mrpipe import delimited
 from mrpipe.budget import require_parquet
-from mrpipe.datasets.declared import WHOLE
-from mrpipe.datasets.tables.config import MISSING, Ref, Rules, TablesConfig, codes_of, matches
+from mrpipe.datasets.tables.config import MISSING, Ref, Rules, TablesConfig, matches
+from mrpipe.datasets.tables.texts import CODED, canonical_text, has_name, id_text, plain_name
 from mrpipe.delimited import COMMA, SIGN, TextTable, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, cell, did_you_mean
 from mrpipe.forms import COMPRESSIONS, UNREAD, zone_notes
 
 ID, ROW = "__sample_id", "__row"
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 LISTED = 12
-# Bytes of a file beyond which its columns are read when they are needed; rows per batch of a long table.
-LARGE, BATCH_ROWS = 2**25, 2**17
+# Bytes of a file beyond which its columns are read when they are needed; rows per batch of a long and a wide table.
+LARGE, BATCH_ROWS, HELD_ROWS = 2**25, 2**17, 2**16
 _SAMPLE = 1000
 
 
@@ -42,6 +39,7 @@ class RawTable:
         notes: what was found in the file, such as its separator.
         odd: columns that are not plain values (Duration, List, Binary, …) and their dtypes; read as empty.
         pointed: in a file with decimal commas, columns with decimal points in numbers, and the row of the first.
+        large, held, coded: whether the file is larger than LARGE, and then its columns in memory (see `hold`).
         key: column of the samples that joins the table: row, sample_id, or subject_id if it has subjects but no ids.
     """
 
@@ -55,6 +53,9 @@ class RawTable:
     odd: dict[str, str]
     pointed: dict[str, int]
     notes: list[str]
+    large: bool
+    held: dict[str, pl.Series] = field(default_factory=dict)
+    coded: set[str] = field(default_factory=set)
 
     @property
     def id(self) -> Ref | None:
@@ -77,10 +78,39 @@ class RawTable:
         """`__row` and some columns."""
         return self.source.select(ROW, *dict.fromkeys(columns)).collect(engine="streaming")
 
-    def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+    def batches(self, columns: Iterable[str], n_rows: int | None = None) -> Iterator[pl.DataFrame]:
         """`__row` and some columns, some rows at a time."""
         selected = self.source.select(ROW, *dict.fromkeys(columns))
-        yield from selected.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+        yield from selected.collect_batches(chunk_size=n_rows or BATCH_ROWS, maintain_order=True)
+
+    def hold(self, columns: Mapping[str, bool]) -> None:
+        """Add columns of a large file, read in one pass, to `held`: categorical text, or numbers (float32).
+
+        Held as numbers are columns that may be (their value in `columns`) and have only finite numbers and common words
+        for missing, which become null. `coded` has those in which numbers are written like codes.
+        """
+        lacking = [c for c in columns if c not in self.held or (self.held[c].dtype == pl.Float32 and not columns[c])]
+        parts: dict[str, list[pl.Series]] = {c: [] for c in (ROW, *lacking)}
+        numeric, failed = [c for c in parts if columns.get(c)], set[str]()
+        for batch in self.batches(lacking, HELD_ROWS) if lacking or ROW not in self.held else ():
+            text = batch.select(numeric)
+            exact = text.select(pl.all().cast(pl.Float64, strict=False))
+            number = exact.select(pl.all().cast(pl.Float32))
+            number = number.select(pl.when(pl.col(c).is_finite()).then(c).alias(c) for c in numeric)
+            lost = [c for c in numeric if number[c].null_count() > text[c].null_count()]
+            failed.update(c for c in lost if not text[c].filter(number[c].is_null()).drop_nulls().is_in(MISSING).all())
+            for c, whole in ((c, exact[c] == exact[c].round()) for c in numeric if c not in self.coded):
+                written = text[c].filter(whole).unique() if whole.any() else text[c].clear()
+                self.coded.update([c] if written.str.contains(CODED).any() else [])
+            numeric = [c for c in numeric if c not in failed]
+            texts = [pl.col(c).cast(pl.Categorical) for c in parts if c != ROW and c not in numeric]
+            for series in (*batch.select(ROW, *texts), *number.select(numeric)):
+                parts[series.name].append(series)
+        # The first numbers of a column that turned out to be text are needed as text.
+        again = {c for c in failed if parts[c][0].dtype == pl.Float32}
+        self.held.update({c: pl.concat(series) for c, series in parts.items() if series and c not in again})
+        if again:
+            self.hold(dict.fromkeys(again, False))
 
     def reserved(self) -> list[str]:
         """Columns of ids, labels, splits, paths or the time of the prediction, which are never features."""
@@ -119,13 +149,13 @@ class RawTable:
 
     def alike(self, name: str) -> list[str]:
         """Columns that have this name apart from case, padding and the number that tells repeated names apart."""
-        return self._by_plain_name.get(_plain(name), [])
+        return self._by_plain_name.get(plain_name(name), [])
 
     @cached_property
     def _by_plain_name(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}
         for column in self.header:
-            names.setdefault(_plain(column), []).append(column)
+            names.setdefault(plain_name(column), []).append(column)
         return names
 
     def columns(self, refs: Sequence[Ref], place: str, faults: FaultCollector, *, optional: bool = False) -> list[str]:
@@ -196,7 +226,11 @@ class RawTable:
 
         If joined by order, only the cohort file may name the samples; in other files `to_samples` finds the ids.
         """
-        frame = self.read([*self.reserved(), *others])
+        names = dict.fromkeys([*self.reserved(), *others])
+        if self.large:
+            self.hold(dict.fromkeys(names, False))
+        held = self.held if self.large else self.read(names)
+        frame = pl.DataFrame([held[ROW], *(held[c].cast(pl.String) for c in names)])
         if self.key == "row":
             return frame.with_columns(pl.col(ROW).cast(pl.String).alias(ID))
         column = self.id_column(faults)
@@ -235,15 +269,6 @@ class RawTable:
         """The rows (`__sample_id`, `__row`, …) that belong to samples, with the columns of `samples`."""
         on = ROW if self.key == "row" else ID
         return rows.join(samples, left_on=on, right_on=self.key, how="inner", coalesce=False)
-
-
-def has_name(column: str) -> bool:
-    """Whether a column has a name; row numbers of pandas and R and empty columns at the end of a file have none."""
-    return not re.fullmatch(r"(unnamed: \d+|__index_level_\d+__)?", _plain(column))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"_duplicated_\d+$", "", name).strip().casefold()
 
 
 def locate(raw: Path, file: str) -> tuple[Path, str]:
@@ -303,7 +328,13 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
         DataError: if the file is missing, damaged or undecodable, or has no header or no rows.
     """
     path, sheet = locate(raw, file)
-    notes: list[str] = []
+    read = _read_table if path.stat().st_size > LARGE else _read_table.__wrapped__
+    return read(path, file, sheet, config, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # the large files of a process, with the columns that they hold
+def _read_table(path: Path, file: str, sheet: str, config: TablesConfig, changed: int) -> RawTable:
+    notes, large = list[str](), path.stat().st_size > LARGE
     text, decimal, thousands = pl.col(pl.String), *(config.of_file(key, file) for key in ("decimal", "thousands"))
     if thousands == (decimal or "."):
         found = f"{thousands!r}, which is the decimal mark of {file}"
@@ -320,7 +351,11 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
     source = source.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int32))
     source = source.rename({c: c.strip() for c in columns if c != c.strip() and c.strip() not in columns})
     header = [c for c in source.collect_schema().names() if c != ROW]
-    known = source.select(ROW, pl.any_horizontal(text.is_not_null()).alias("known")).collect(engine="streaming")
+    # No row is blank if all have a first value; it is usually an id, and reading it alone takes a third of the time.
+    for some in (pl.col(header[0]), text):
+        known = source.select(ROW, pl.any_horizontal(some.is_not_null()).alias("known")).collect(engine="streaming")
+        if known["known"].all():
+            break
     source = source.with_columns(text.str.strip_chars())
     if thousands:
         # A space is also the no-break space of French and Swiss exports.
@@ -330,7 +365,7 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
         source = source.with_columns(pl.when(text.str.contains(grouped)).then(whole).otherwise(text))
     pointed: dict[str, int] = {}
     # A small file in which they were found has points by now, and had none before.
-    if decimal == "," or (path.stat().st_size > LARGE and any(note.endswith("decimal comma") for note in notes)):
+    if decimal == "," or (large and any(note.endswith("decimal comma") for note in notes)):
         pattern = rf"^{SIGN}[0-9]+\.[0-9]+$"
         first = source.select(pl.when(pl.col(c).str.contains(pattern)).then(ROW).min().alias(c) for c in header)
         places = first.collect(engine="streaming").row(0, named=True)
@@ -346,43 +381,4 @@ def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
             source = source.filter(~pl.col(ROW).is_in(blank.implode()))
     if rows.is_empty():
         raise DataError(Fault(file=file, expected="at least one row", found="a header without rows"))
-    return RawTable(file, config, path, table.separator, header, source, len(rows), table.odd, pointed, notes)
-
-
-def canonical_text(column: str | pl.Expr) -> pl.Expr:
-    """Text with whole numbers written without a decimal point, as by `canonical`."""
-    text = pl.col(column) if isinstance(column, str) else column
-    return text.str.replace(rf"{WHOLE}$", "$1").str.replace("^-0$", "0")
-
-
-def id_text(column: str, missing: Rules) -> pl.Expr:
-    """Ids as text; if all are whole numbers, without decimal points, which programs add to columns with gaps."""
-    text = known_text(column, missing)
-    whole = text.str.contains(r"^-?(0|[1-9][0-9]*)(\.0*)?$").all()
-    return pl.when(whole).then(canonical_text(text)).otherwise(text)
-
-
-def known_text(column: str, rules: Rules) -> pl.Expr:
-    """Text; null if it is empty, a common word for missing, or one of the codes of the column."""
-    missing, codes = pl.col(column).is_in(MISSING), codes_of(column, rules)
-    if codes:
-        missing |= canonical_text(column).is_in(codes)
-    return pl.when(missing).then(None).otherwise(pl.col(column)).alias(column)
-
-
-def too_large(number: pl.Series) -> pl.Series:
-    """Numbers that the store's float32 cannot hold, such as 1.8e308, which some programs use for missing."""
-    return (number.abs() > FLOAT32_MAX).fill_null(False)
-
-
-def clock(column: str, form: str) -> pl.Expr:
-    """Times as Datetime, null if they are not of the format: ISO 8601 by default, or numbers of `hours` or `days`."""
-    text = pl.col(column)
-    if form in ("hours", "days"):
-        us = text.cast(pl.Float64, strict=False) * {"hours": 3.6e9, "days": 8.64e10}[form]
-        return pl.when(us.abs() < 2**62).then(us).cast(pl.Int64).cast(pl.Datetime("us"))
-    if form:
-        return text.str.to_datetime(form, strict=False, time_unit="us").dt.replace_time_zone(None)
-    text = text.str.replace("T", " ", literal=True).str.replace("( UTC|Z)$", "")
-    forms = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
-    return pl.coalesce(text.str.to_datetime(f, strict=False, time_unit="us") for f in forms)
+    return RawTable(file, config, path, table.separator, header, source, len(rows), table.odd, pointed, notes, large)

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import polars as pl
 
 from mrpipe.datasets.tables.config import UNMATCHED, Rules, TablesConfig, matches
-from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable, canonical_text, id_text
+from mrpipe.datasets.tables.files import ID, LISTED, ROW, RawTable
+from mrpipe.datasets.tables.texts import canonical_text, id_text
 from mrpipe.errors import FaultCollector, shape
 from mrpipe.ids import near_miss
 

@@ -23,8 +23,9 @@ from mrpipe.datasets.features import dictionary_of
 from mrpipe.datasets.tables.cohort import times_of
 from mrpipe.datasets.tables.config import ModalityTable
 from mrpipe.datasets.tables.features import bad_number, kind_of, limits, no_samples
-from mrpipe.datasets.tables.files import ID, ROW, RawTable, canonical_text, known_text, too_large
+from mrpipe.datasets.tables.files import ID, ROW, RawTable
 from mrpipe.datasets.tables.joins import report_lost_rows
+from mrpipe.datasets.tables.texts import canonical_text, known_text, too_large
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.schema import Features
 

@@ -23,7 +23,7 @@ from mrpipe.datasets.tables.config import (
     TablesOptions,
     codes_of,
 )
-from mrpipe.datasets.tables.files import clock
+from mrpipe.datasets.tables.texts import clock
 from mrpipe.errors import MrpipeError, did_you_mean
 from mrpipe.store.splits import PART_ALIASES, PARTS
 from mrpipe.text.encoders import get_encoder

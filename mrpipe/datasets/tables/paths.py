@@ -20,8 +20,9 @@ from mrpipe.datasets.features import from_files
 from mrpipe.datasets.images import decode, image_modality, image_size, to_array
 from mrpipe.datasets.tables.config import ModalityTable
 from mrpipe.datasets.tables.features import no_samples, rows_of
-from mrpipe.datasets.tables.files import ROW, RawTable, known_text
+from mrpipe.datasets.tables.files import ROW, RawTable
 from mrpipe.datasets.tables.joins import report_lost_rows
+from mrpipe.datasets.tables.texts import known_text
 from mrpipe.errors import DataError, Fault, FaultCollector, shape
 from mrpipe.schema import Features, Kind, Modality
 

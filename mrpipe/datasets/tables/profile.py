@@ -14,8 +14,9 @@ from scipy.spatial.distance import squareform
 from mrpipe.datasets.tables.check import FEW_CODES, ID_ROWS
 from mrpipe.datasets.tables.config import Ref, TablesConfig, matches
 from mrpipe.datasets.tables.features import MAX_LEVELS, inferred_kind
-from mrpipe.datasets.tables.files import RawTable, canonical_text, clock, id_text, known_text, read_table, too_large
+from mrpipe.datasets.tables.files import RawTable, read_table
 from mrpipe.datasets.tables.joins import SUBJECT
+from mrpipe.datasets.tables.texts import canonical_text, clock, id_text, known_text, too_large
 from mrpipe.errors import DataError
 from mrpipe.store.splits import PART_ALIASES
 

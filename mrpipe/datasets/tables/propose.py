@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrpipe.datasets.tables.config import Ref
-from mrpipe.datasets.tables.files import has_name
 from mrpipe.datasets.tables.joins import SUBJECT
 from mrpipe.datasets.tables.parser import SCHEMA
 from mrpipe.datasets.tables.profile import ID_NAME, USUAL, ColumnProfile, Sheet, blocks, linked, names_of, patterns
+from mrpipe.datasets.tables.texts import has_name
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError, values_shown
 from mrpipe.forms import is_table
 from mrpipe.raw import few

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrpipe.datasets.declared import canonical
-from mrpipe.datasets.tables.files import canonical_text
+from mrpipe.datasets.tables.texts import canonical_text
 from tests.datasets.tables.tables_toy import IDS, N, config, csv, faults_of, notes_of, people
 
 # Errors.

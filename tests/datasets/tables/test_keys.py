@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from mrpipe.datasets.tables import files
 from mrpipe.transforms.fit import fit
@@ -260,3 +265,50 @@ def test_large_files_give_the_same_store(tmp_path: Path, monkeypatch: pytest.Mon
     assert tables(built(tmp_path, table, spec)) == expected
     broken = {**table, "a.csv": table["a.csv"].replace("p03", "p03,1,2,3")}
     assert "a.csv, line 5: expected as many fields as the header" in faults_of(tmp_path, broken, spec)
+
+
+def test_columns_of_large_files_are_held_as_in_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers, words for missing, codes, dates, limits, and a column whose last batch has the first text."""
+    cells = [
+        [i, 1 if k % 2 else "", k / 7 if k % 5 else "NA", "red" if k % 3 else "", f"2020-01-{k % 28 + 1:02d}",
+         "<0.5" if k % 4 else 1.25, k % 2 if k < N - 1 else "unclear", f"0{k % 3}", -99 if k % 6 == 0 else k, " 7 "]
+        for k, i in enumerate(IDS)
+    ]  # fmt: skip
+    table = {"people.csv": people(), "a.csv": csv("id,flag,x,colour,day,crp,late,code,gone,padded", cells)}
+    kinds = {"day": {"kind": "age", "format": "%Y-%m-%d", "since": "day"}, "crp": "censored"}
+    other = {"file": "a.csv", "columns": ["flag", "late", "day"], "kinds": {"flag": "categorical", "day": "text"}}
+    spec = config(modalities={"a": {"file": "a.csv", "kinds": kinds, "missing": {"gone": [-99]}}, "b": other})
+    expected, notes = tables(built(tmp_path, table, spec)), notes_of(tmp_path, table, spec)
+    monkeypatch.setattr(files, "LARGE", 0)
+    monkeypatch.setattr(files, "HELD_ROWS", 16)
+    assert tables(built(tmp_path, table, spec)) == expected
+    assert notes_of(tmp_path, table, spec) == notes
+    broken = {**table, "a.csv": table["a.csv"].replace("p41,1,", "p41,1e,").replace("p43,1,", "p43,x,")}
+    numeric = {"file": "a.csv", "columns": ["flag", "x"], "kinds": {"flag": "numeric"}}
+    found = faults_of(tmp_path, broken, config(modalities={"a": numeric}))
+    assert "a.csv, column 'flag', line 43" in found
+    assert "2 such values in 2 rows" in found
+
+
+@pytest.mark.slow
+def test_memory_of_a_large_file_grows_by_less_than_its_texts(tmp_path: Path) -> None:
+    """By less than 16 bytes per cell, the size of a text in memory."""
+    peaks = []
+    for n in (100_000, 300_000):
+        raw = tmp_path / str(n)
+        raw.mkdir()
+        x = np.random.default_rng(n).normal(size=(n, 60)).round(4)
+        frame = pl.DataFrame(x).with_columns(out=pl.int_range(n) % 2, id=pl.int_range(n))
+        frame.write_csv(raw / "a.csv")
+        spec = config(modalities={"a": {}}, file="a.csv", label={"column": "out", "classes": [0, 1]})
+        (raw / "tables.yaml").write_text(yaml.safe_dump(spec))
+        peaks.append(peak_of([sys.executable, "-m", "mrpipe", "check", "tables", "--raw", str(raw)]))
+    assert peaks[1] - peaks[0] < 200_000 * 60 * 16
+
+
+def peak_of(command: list[str]) -> int:
+    """Peak resident memory of a command in bytes."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return usage.ru_maxrss * 1024
