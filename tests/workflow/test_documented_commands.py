@@ -89,7 +89,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, real_data_dir: Path) -> Path:
     mine = yaml.safe_load((PROJECT / "workflow/config/examples/mosi_suite.yaml").read_text())
     mine["datasets"] = {"mosi": {"raw": "simulated"}}
     blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "docs/suites.md").read_text(), flags=re.DOTALL)
-    (folder / "protocols.yaml").write_text(blocks[1])
+    (folder / "protocols.yaml").write_text(next(block for block in blocks if "test:" in block))
     example = PROJECT / "workflow/config/examples/suites/mosi_retrieval.yaml"
     mine["suites"] = [str(example), str(folder / "protocols.yaml")]
     (folder / "my.yaml").write_text(yaml.safe_dump(mine))
