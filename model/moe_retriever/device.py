@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 from mrpipe.errors import UsageError
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 # Type of the device on which `autocast` is in effect.
 _AUTOCAST: ContextVar[str | None] = ContextVar("autocast", default=None)
 
@@ -34,11 +35,11 @@ def usable_device(name: str) -> str:
     if device.startswith("cuda"):
         torch.use_deterministic_algorithms(True, warn_only=True)
         # That mode would also write to each new tensor, only to reveal reads of values that were never written.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
 
 
-def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
+def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
     """An array as a tensor on a device; to a GPU, it is copied from pinned memory while the host continues."""
     host = torch.from_numpy(np.ascontiguousarray(values))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
@@ -46,10 +47,8 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
 
 def precision_of(precision: str, device: torch.device) -> str:
     """The precision used on a device; auto: bfloat16 on GPUs that compute in it (compute capability 8.0 or higher)."""
-    if precision != "auto":
-        return precision
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bfloat16" if fast else "float32"
+    return ("bfloat16" if fast else "float32") if precision == "auto" else precision
 
 
 @contextmanager

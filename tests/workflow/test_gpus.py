@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import snakemake.api  # noqa: F401 (first, because modules of Snakemake import each other)
 
 from workflow.planning import snakemake_internals
 

@@ -10,7 +10,7 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -209,7 +209,7 @@ class Method(nn.Module, Generic[O_co]):
             return F.mse_loss(logits.float().squeeze(1), label, reduction=reduction)
         return F.cross_entropy(logits.float(), label, weight=weight, reduction=reduction)
 
-    def on_device(self, places: NDArray[Any]) -> Tensor:
+    def on_device(self, places: NDArray[np.bool_] | Rows | NDArray[np.float32] | NDArray[np.float64]) -> Tensor:
         """Positions or masks as a tensor on the device of the method."""
         return to_device(places, self.device)
 

@@ -68,7 +68,8 @@ class BestSingle(UnimodalHeads[NoOptions]):
             self._stale = False
         logits, observed = self.unimodal_logits(batch)
         # A tensor as index of `index_select` stays on the device.
-        answer = self._answer(*(x.index_select(1, self.chosen.view(1)) for x in (logits, observed)), 0)
+        at = self.chosen.view(1)
+        answer = self._answer(logits.index_select(1, at), observed.index_select(1, at), 0)
         if not self.training:
             return Output(answer)
         # Each head is trained with its own loss; the loss of the detached prediction is only logged.

@@ -9,7 +9,6 @@ sequences have a step t. The gates are in torch's order: reset, update, new; inp
 """
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from moe_retriever.device import in_float32
 from moe_retriever.nn import kernels
+from moe_retriever.nn.kernels.context import KernelContext
+
+_Steps = KernelContext[list[int]]
 
 
 @in_float32
 def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
     """State (B, H) after the last step of each sequence, in the caller's order, for one layer and direction."""
     written_out = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
-    if kernels.plain() or not written_out:
+    if kernels.plain or not written_out:
         last = rnn(x)[1]
         state = last[0] if isinstance(last, tuple) else last
         return state[-1]
@@ -43,7 +45,7 @@ def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _input_gradients(ctx: Any, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _input_gradients(ctx: _Steps, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the input, its weights and their bias, from the gradients (S, gates) of the pre-activations."""
     return d_in @ w_in if ctx.needs_input_grad[0] else None, d_in.T @ x, d_in.sum(0)
 
@@ -52,7 +54,9 @@ class _GRU(Function):
     """h' = (1 − z) n + z h with r, z = σ(·), n = tanh(W x + b + r (U h + c))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]) -> Tensor:
+    def forward(
+        ctx: _Steps, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+    ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in, x, w_in.T)
         gates, new, from_h = (x.new_empty(len(x), k * hidden) for k in (2, 1, 1))
@@ -70,12 +74,12 @@ class _GRU(Function):
             torch.tanh(inner, out=new[first:last])
             now.lerp_(new[first:last], 1 - gate[:, hidden:])
         ctx.save_for_backward(x, w_in, w_h, gates, new, from_h, before)
-        ctx.sizes = sizes
+        ctx.plan = sizes
         return h
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Steps, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, new, from_h, before = ctx.saved_tensors
         hidden = w_h.shape[1]
         reset, update = gates[:, :hidden], gates[:, hidden:]
@@ -85,7 +89,7 @@ class _GRU(Function):
         d_in = x.new_empty(len(x), 3 * hidden)
         d_recurrent = x.new_empty(len(x), 3 * hidden)
         running = d_h.clone()
-        for (first, last), n_rows in zip(reversed(_blocks(ctx.sizes)), reversed(ctx.sizes), strict=True):
+        for (first, last), n_rows in zip(reversed(_blocks(ctx.plan)), reversed(ctx.plan), strict=True):
             now = running[:n_rows]
             d_new = torch.mul(now, to_new[first:last], out=d_in[first:last, 2 * hidden :])
             torch.mul(d_new, to_reset[first:last], out=d_in[first:last, :hidden])
@@ -102,7 +106,9 @@ class _LSTM(Function):
     """c' = f c + i g, h' = o tanh(c') with i, f, o = σ(·), g = tanh(·)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]) -> Tensor:
+    def forward(
+        ctx: _Steps, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+    ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in + b_h, x, w_in.T)
         gates = x.new_empty(len(x), 4 * hidden)
@@ -121,12 +127,12 @@ class _LSTM(Function):
             squashed = torch.tanh(c_now, out=c_tanh[first:last])
             torch.mul(block[:, 3 * hidden :], squashed, out=h_now)
         ctx.save_for_backward(x, w_in, w_h, gates, h_before, c_before, c_tanh)
-        ctx.sizes = sizes
+        ctx.plan = sizes
         return h
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Steps, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, h_before, c_before, c_tanh = ctx.saved_tensors
         hidden = w_h.shape[1]
         i, f, g, o = gates.split(hidden, dim=1)
@@ -135,7 +141,7 @@ class _LSTM(Function):
         to_o, to_c = c_tanh * o * (1 - o), o * (1 - c_tanh * c_tanh)
         d_in = x.new_empty(len(x), 4 * hidden)
         running_h, running_c = d_h.clone(), torch.zeros_like(d_h)
-        for (first, last), n_rows in zip(reversed(_blocks(ctx.sizes)), reversed(ctx.sizes), strict=True):
+        for (first, last), n_rows in zip(reversed(_blocks(ctx.plan)), reversed(ctx.plan), strict=True):
             h_now, c_now = running_h[:n_rows], running_c[:n_rows]
             block = d_in[first:last]
             torch.mul(h_now, to_o[first:last], out=block[:, 3 * hidden :])
