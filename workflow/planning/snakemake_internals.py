@@ -134,9 +134,10 @@ class Internals:
                 signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
             executor = kwargs.get("executor_plugin") or args[0]
             remove_stale_locks(Path(".snakemake"), register=not executor.common_settings.dryrun_exec)
-            if (gpus := workflow.global_resources.get("gpu")) is not None and executor.common_settings.local_exec:
+            limits = workflow.global_resources
+            if self.jobs_per_gpu > 1 and "gpu" in limits and executor.common_settings.local_exec:
                 # A job requests an integer, so the limit counts jobs.
-                workflow.register_resource("gpu", self.jobs_per_gpu * int(getattr(gpus, "value", gpus)))
+                workflow.register_resource("gpu", self.jobs_per_gpu * int(limits["gpu"].value))
             return execute(*args, **kwargs)
 
         if workflow.is_main_process:
