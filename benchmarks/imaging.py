@@ -119,7 +119,7 @@ def regions(data: Path, out: Path, template: Path, registration: str) -> None:
         )
 
 
-def scans(data: Path, out: Path, registrations: list[str], also_slow: bool) -> None:
+def scans(data: Path, out: Path, registrations: list[str], extract: bool) -> None:
     from mrpipe.imaging.template import mni_template
 
     templates = mni_template().write(out / "template")
@@ -129,16 +129,13 @@ def scans(data: Path, out: Path, registrations: list[str], also_slow: bool) -> N
             done = run_scan(data / f"{s}_SS.nii.gz", folder, templates, registration=registration, brain="stripped")
             print(s, registration, json.dumps(done), json.dumps(native_dice(data, s, folder)), flush=True)
         regions(data, out, templates[0], registration)
-    if also_slow:
+    if extract:
         for s in LABELLED:
-            for name, extra in (("1mm", {"segment_mm": 0.0}), ("deepbet", {})):
-                folder = out / f"{s}.{name}"
-                brain = "extract" if name == "deepbet" else "stripped"
-                done = run_scan(data / f"{s}_SS.nii.gz", folder, templates, registration="affine", brain=brain, **extra)
-                mask = np.asarray(nib.load(folder / "brain.nii.gz").dataobj) > 0
-                manual = np.asarray(nib.as_closest_canonical(nib.load(data / f"{s}_mask.nii.gz")).dataobj) > 0
-                print(s, name, json.dumps(done), json.dumps(native_dice(data, s, folder)), flush=True)
-                print(f"  brain Dice {dice(mask, manual):.4f}")
+            folder = out / f"{s}.deepbet"
+            done = run_scan(data / f"{s}_SS.nii.gz", folder, templates, registration="affine", brain="extract")
+            mask = np.asarray(nib.load(folder / "brain.nii.gz").dataobj) > 0
+            manual = np.asarray(nib.as_closest_canonical(nib.load(data / f"{s}_mask.nii.gz")).dataobj) > 0
+            print(s, "deepbet", json.dumps(done), f"  brain Dice {dice(mask, manual):.4f}")
     for registration in registrations:
         done = run_scan(data / "chris_t1.nii.gz", out / f"chris.{registration}", templates, registration=registration)
         print("chris", registration, json.dumps(done), flush=True)
@@ -204,13 +201,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--registration", nargs="+", default=["fast", "quality"])
     parser.add_argument(
-        "--variants", action="store_true", help="also segment at the voxel size of the scan, and extract the brain"
+        "--extract", action="store_true", help="also extract the brain, and compare it with the manual mask"
     )
     parser.add_argument("--n", type=int, default=2380)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.what == "scans":
-        scans(args.data, args.out, args.registration, args.variants)
+        scans(args.data, args.out, args.registration, args.extract)
     else:
         maps(args.out, args.n)
 

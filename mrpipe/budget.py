@@ -181,13 +181,9 @@ def in_child(module: str, job: Mapping[str, Any], stored: int, fault: Fault) -> 
     """
     limit = allowed(stored)
     threads = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        input=json.dumps([limit, dataclasses.asdict(fault), job]).encode(),
-        env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True,
-        check=False,
-    )
+    env = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    given = json.dumps([limit, dataclasses.asdict(fault), job]).encode()
+    done = subprocess.run([sys.executable, "-m", module], input=given, env=env, capture_output=True, check=False)
     if not done.returncode:
         return done.stdout
     text = done.stderr.decode("utf-8", "backslashreplace")

@@ -77,13 +77,12 @@ def decode(data: bytes, *, shown_as: str, encoding: str | None = None, notes: li
 def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str, shown_as: str) -> Fault:
     before = data[: error.start]
     position = error.start - (before.rfind(b"\n") + 1) + 1
-    return Fault(
-        file=shown_as,
-        line=before.count(b"\n") + 1,
-        expected=f"text in {encoding.upper()}",
-        found=f"byte 0x{data[error.start]:02x} at position {position} of the line",
-        fix="Save the file as UTF-8 (it is often cp1252, latin-1 or mac-roman).",
+    expected, found = (
+        f"text in {encoding.upper()}",
+        f"byte 0x{data[error.start]:02x} at position {position} of the line",
     )
+    fix = "Save the file as UTF-8 (it is often cp1252, latin-1 or mac-roman)."
+    return Fault(file=shown_as, line=before.count(b"\n") + 1, expected=expected, found=found, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,8 @@ def read_table(
     except (DataError, MissingExtraError):
         raise
     except pl.exceptions.NoDataError:
-        raise DataError(
-            Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
-        ) from None
+        fault = Fault(file=shown_as, expected="a header row", found="an empty file", fix="Export the table again.")
+        raise DataError(fault) from None
     except (Exception, pl.exceptions.PanicException) as error:  # damaged bytes can raise any exception of the libraries
         if "more fields" in str(error) and (line := _first_longer_line(path, found_separator, encoding)):
             expected, found = "as many fields as the header in every line", "a line with more"
@@ -223,10 +221,8 @@ def note_short_rows(
         expected, found = "as many fields as the header in the last line", "fewer"
         raise DataError(Fault(file=shown_as, line=short[-1], expected=expected, found=found, fix=AGAIN))
     if notes is not None:
-        rows = "1 row has" if len(short) == 1 else f"{len(short)} rows have"
-        notes.append(
-            f"{shown_as}: {rows} fewer fields than the header; the others are empty (first: row {short[0] - 1})"
-        )
+        rows, first = "1 row has" if len(short) == 1 else f"{len(short)} rows have", short[0] - 1
+        notes.append(f"{shown_as}: {rows} fewer fields than the header; the others are empty (first: row {first})")
 
 
 def _default_separator(path: Path) -> str:

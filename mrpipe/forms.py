@@ -131,7 +131,6 @@ def recognise(path: Path) -> Form | None:
 
 
 def form_of(start: bytes) -> Form | None:
-    """The form that begins with these bytes."""
     return next((f for f in FORMS if f.magic and start.lower().startswith(f.magic.lower())), None)
 
 
@@ -179,9 +178,8 @@ def zone_notes(schema: pl.Schema, shown_as: str) -> list[str]:
     """A note on time zones, which are left out."""
     zones = {c: t.time_zone for c, t in schema.items() if isinstance(t, pl.Datetime) and t.time_zone}
     text = ", ".join(f"{column} ({zone})" for column, zone in zones.items())
-    return [f"{shown_as}: the time zones of {text} are left out; are the times of all tables in one zone?"] * bool(
-        zones
-    )
+    note = f"{shown_as}: the time zones of {text} are left out; are the times of all tables in one zone?"
+    return [note] if zones else []
 
 
 def read_typed(
@@ -224,8 +222,7 @@ def _text(column: pl.Series) -> pl.Series:
     """Text of a column; times lose their zone, zero fractions and, if all are midnight, the time of day."""
     if isinstance(column.dtype, pl.Datetime):
         column = column.dt.replace_time_zone(None)
-        whole = column.dt.truncate("1d") == column
-        if whole.all():
+        if (column.dt.truncate("1d") == column).all():
             return column.dt.date().cast(pl.String)
         return column.cast(pl.String).str.replace(r"\.0+$", "")
     return column.cast(pl.String)

@@ -23,9 +23,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def id_keys(ids: Iterable[str]) -> NDArray[np.uint64]:
     """64-bit keys of ids, shape (n,)."""
-    return np.array(
-        [int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "little") for i in ids], dtype=np.uint64
-    )
+    hashes = (hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
+    return np.array([int.from_bytes(h, "little") for h in hashes], dtype=np.uint64)
 
 
 def stream_key(seed: int, purpose: str) -> np.uint64:

@@ -61,10 +61,11 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path, *, part_of: Path | None = None) -> Iterator[None]:
+def writing(path: Path, *, part_of: Path | None = None, patience: float = 0.2) -> Iterator[None]:
     """Hold the lock of an output folder, or of another path; the same thread can take it again.
 
     Args:
+        patience: seconds to wait for another process; −1: until it ends.
         part_of: folder of which `path` is a part that can be written while others write other parts. Its own lock
             must be free, and whoever takes that lock must find those of all parts free.
 
@@ -75,7 +76,7 @@ def writing(path: Path, *, part_of: Path | None = None) -> Iterator[None]:
     place = hidden(target if part_of is None else folder / "-".join(target.relative_to(folder).parts), "")
     if part_of is None and target.is_dir() and not os.access(target.parent, os.W_OK):
         place = target / ".own"
-    with _held(path, place):
+    with _held(path, place, patience):
         parts = {p.with_name(_LOCK.sub("", p.name)) for p in target.glob(".*.writing*")}
         for other in sorted((parts if part_of is None else {hidden(folder, "")}) - {place}):
             with _held(path, other, patience=2.0):
@@ -84,7 +85,7 @@ def writing(path: Path, *, part_of: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _held(shown: Path, place: Path, patience: float = 0.2) -> Iterator[None]:
+def _held(shown: Path, place: Path, patience: float) -> Iterator[None]:
     """Hold the lock `<place>.writing` or, where the file system has no locks, `<place>.writing-soft`."""
     lock: BaseFileLock = FileLock(f"{place}.writing", is_singleton=True)
     again = lock.is_locked
@@ -161,9 +162,8 @@ def _claimed(
             refusal = None if isinstance(error, MrpipeError) or getattr(error, "filename", None) else refusal_of(error)
             if refusal is None or refusal[0] not in _WRITE_ERRORS:
                 raise
-            raise OSError(
-                refusal[0], os.strerror(refusal[0]), str(args.out)
-            ) from error  # libraries do not name the file
+            # Libraries do not name the file.
+            raise OSError(refusal[0], os.strerror(refusal[0]), str(args.out)) from error
 
 
 def _objections(target: Path, inputs: Iterable[Path], what: str, marks: str | None) -> Iterator[str]:

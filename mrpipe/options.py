@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrpipe.errors import UsageError
@@ -68,6 +68,42 @@ def non_default_fields(options: Any) -> dict[str, Any]:
     return {f.name: v for f in dataclasses.fields(options) if (v := getattr(options, f.name)) != f.default}
 
 
+def normalised(cls: type[Any], values: Mapping[str, object], *, context: str) -> dict[str, Any]:
+    """Parsed values that differ from their defaults, sorted by name: equal for equal options, however written."""
+    return dict(sorted(non_default_fields(parse_options(cls, values, context=context)).items()))
+
+
 def option(default: Any, help: str, *, choices: tuple[Any, ...] = ()) -> Any:
     """A field of an options dataclass with its default, help text and, optionally, permitted values."""
     return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def active(declared: Sequence[str], options: Any) -> list[str]:
+    """The declared names without those whose condition (`name if option`) is not true."""
+    parts = (text.partition(" if ") for text in declared)
+    return [name for name, _, condition in parts if not condition or getattr(options, condition)]
+
+
+def step_values(options: Any, step: str) -> dict[str, Any]:
+    """The options that a step of a build reads: a change of one reruns this step.
+
+    The attribute `STEPS` of reader options, if there is one, maps names of options, separated by blanks, to the steps
+    that read them besides `check`: `cohort`, a modality (both its steps), `<modality>.prepare` or `<modality>.ingest`;
+    with ` if <option>`, only if that option is true. All steps read the options that it does not name.
+    """
+    steps = {name: read_by for names, read_by in getattr(options, "STEPS", {}).items() for name in names.split()}
+    names = [f.name for f in dataclasses.fields(options)]
+    own = {step, step.partition(".")[0]}
+    return {n: getattr(options, n) for n in names if n not in steps or not own.isdisjoint(active(steps[n], options))}
+
+
+def narrowed(options: Any, step: str) -> Any:
+    """Dataclass of the options that a step reads; reading another one is an error, not a result that becomes stale."""
+    values, fields = step_values(options, step), {f.name for f in dataclasses.fields(options)}
+
+    def otherwise(view: object, name: str) -> Any:
+        if name in fields:
+            raise AssertionError(f"the step {step} reads the option {name}, which STEPS does not declare")
+        return getattr(options, name)
+
+    return make_dataclass(type(options).__name__, values, frozen=True, namespace={"__getattr__": otherwise})(**values)

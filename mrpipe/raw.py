@@ -1,6 +1,7 @@
 """Finding and reading raw files: unique matches, header aliases, gzip, zipped folders."""
 
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +25,31 @@ ROW = "__row"
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, streamed."""
+
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# Hashes of input files: absolute path, size, modification time in ns, inode → SHA-256.
+_KNOWN: dict[tuple[Any, ...], str] = {}
+
+
+def state_of_file(path: Path | str) -> list[int | str | None]:
+    """Size in bytes, modification time in ns, inode, and the SHA-256 if it is known, of an input file."""
+    stat = os.stat(path)
+    state = stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return [*state, _KNOWN.get((os.path.abspath(path), *state))]
+
+
+def input_sha256(path: Path) -> str:
+    """SHA-256 of an input file, computed once for each state of it."""
+    *state, known = state_of_file(path)
+    return _KNOWN.setdefault((os.path.abspath(path), *state), str(known or sha256(path)))
+
+
+def remember(states: Mapping[str, Sequence[Any]]) -> None:
+    """Reuse hashes of an earlier check: path → `state_of_file`."""
+    _KNOWN.update({(path, *state): digest for path, (*state, digest) in states.items() if digest})
 
 
 def require_folder(raw: Path) -> None:
@@ -175,13 +198,8 @@ def read_csv(
         fix = "Export the table again."
         raise DataError(Fault(file=shown_as, expected="at least one row", found="a header without rows", fix=fix))
     present = [c for c in columns if c.name in header]
-    cleaned = frame.with_columns(
-        pl.when(pl.col(c.name).str.strip_chars().is_in(c.null_values))
-        .then(None)
-        .otherwise(pl.col(c.name).str.strip_chars())
-        .alias(c.name)
-        for c in present
-    )
+    texts = [(c, pl.col(c.name).str.strip_chars()) for c in present]
+    cleaned = frame.with_columns(pl.when(~text.is_in(c.null_values)).then(text) for c, text in texts)
     cast = cleaned.with_columns(typed(c).alias(c.name) for c in present)
     for column in present:
         bad = cleaned[column.name].is_not_null() & cast[column.name].is_null()

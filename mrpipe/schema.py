@@ -198,6 +198,7 @@ class ModalityReader:
             (raw, cohort samples, options, part, n_parts, out) writes part `part` of `n_parts` to the Parquet file
             `out`. The scratch folder `out.with_suffix("")` survives a kill, so that a part can be resumed.
         n_parts: options → number of parts.
+        parts_of: name of the modality whose parts `read` gets, which are prepared once for both (instead of `prepare`).
         qc: (attempts returned by `Features.tried`, folder of the parts, output folder) writes the quality control,
             `qc.parquet` and `contact_sheet.png`, without subject ids, file names or dates.
     """
@@ -207,6 +208,7 @@ class ModalityReader:
     read: Callable[..., Features]
     prepare: Callable[[Path, pl.DataFrame, Any, int, int, Path], None] | None = None
     n_parts: Callable[[Any], int] = lambda options: 1
+    parts_of: str = ""
     qc: Callable[[pl.DataFrame, Path, Path], None] | None = None
 
 
@@ -231,6 +233,8 @@ class Dataset:
         tiny: simulation settings of an export that builds in a second or two, for tests.
         notes: notes for the manifest of every store.
         people: whether samples are of people, so that shared pages round counts and do not print small ones.
+        files: step (as in `mrpipe.options.option`) → patterns of the files of the export that it reads; default: all. A
+            pattern matches paths in lower case; `!pattern` excludes, `pattern if option` depends on a true option.
     """
 
     name: str
@@ -252,6 +256,7 @@ class Dataset:
     tiny: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
     people: bool = True
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def declared(self, raw: Path, options: Any) -> Dataset:
         """The dataset as declared by this export; the dataset itself if it has no `resolve`."""

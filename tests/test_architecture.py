@@ -45,8 +45,9 @@ def imported(path: Path, *, types: bool = True) -> set[str]:
 # Each may import those before it; imports for type checkers alone do not count.
 ORDER = {
     "mrpipe": "privacy terminal errors constants reading budget locks forms delimited ids keyed plugins options schema "
-    "raw pickles codehash genetics text imaging store transforms experiment datasets fetch stages cli",
-    "moe_retriever": "metrics config catalogue device data nn retrieval methods training plots evaluation suites report cli",
+    "raw pickles codehash genetics text imaging store kept transforms experiment datasets fetch stages cli",
+    "moe_retriever": "metrics config catalogue device data nn retrieval methods training plots evaluation suites "
+    "report cli",
 }
 
 

@@ -52,7 +52,6 @@ def about(name: str) -> MethodEntry:
 
 
 def catalogue() -> list[MethodEntry]:
-    """All methods, sorted by name."""
     return [about(name) for name in names()]
 
 
@@ -68,6 +67,7 @@ def gradient_steps(name: str) -> bool:
     return bool(_texts_of(name).get("gradient", True))
 
 
+@cache
 def _texts_of(name: str) -> dict[str, str | bool]:
     """Class attributes that are texts or Booleans of a method's class; none if there is no such method."""
     if name not in names():
@@ -103,8 +103,7 @@ def help_text(more: Mapping[str, str] | None = None, width: int = 100) -> str:
     entries = catalogue()
     indent = max(len(e.name) for e in entries) + 4
     for e in entries:
-        text = f"{e.summary} [{e.paper}]" if e.paper else e.summary
-        first, *rest = textwrap.wrap(text, width - indent) or [""]
+        first, *rest = textwrap.wrap(f"{e.summary} [{e.paper}]" if e.paper else e.summary, width - indent) or [""]
         rest += textwrap.wrap((more or {}).get(e.name, ""), width - indent)
         lines += [f"  {e.name:<{indent - 2}}{first}", *(" " * indent + line for line in rest)]
     return "\n".join(lines)

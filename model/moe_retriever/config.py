@@ -83,7 +83,7 @@ class Common:
     drop_modalities: float = option(0.0, "rate of hiding observed modalities in training (one is always kept)")
     gradient_rows: int = option(0, "training samples for gradient similarities of modalities per epoch; 0: none")
     checkpoint_every: int = option(1, "epochs between checkpoints for resuming an interrupted run")
-    # Evaluation; used by `mrpipe evaluate` only
+    # Evaluation (`EVALUATION`)
     calibration: str = option("none", "fit a temperature on validation samples", choices=("none", "temperature"))
     decision_threshold: str = option(
         "0.5",
@@ -92,6 +92,10 @@ class Common:
     )
     subgroups: str = option("", "columns of samples.parquet with metrics by value, e.g. 'sex age=40,65' (with cuts)")
     bank_mb: float = option(256.0, "maximum size in MB of the retrieval bank, in the checkpoint and in memory")
+
+
+# Options that the training does not use.
+EVALUATION = ("calibration", "decision_threshold", "subgroups")
 
 
 @dataclass(frozen=True)

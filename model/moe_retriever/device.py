@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from mrpipe.errors import UsageError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Context of a `torch.autograd.Function`, to which kernels add attributes of their own.
+KernelContext = Any
+HostArray = NDArray[Any]
 # Type of the device on which `autocast` is in effect.
 _AUTOCAST: ContextVar[str | None] = ContextVar("autocast", default=None)
 
@@ -39,7 +42,7 @@ def usable_device(name: str) -> str:
     return device
 
 
-def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
+def to_device(values: HostArray, device: torch.device) -> Tensor:
     """An array as a tensor on a device; to a GPU, it is copied from pinned memory while the host continues."""
     host = torch.from_numpy(np.ascontiguousarray(values))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
@@ -47,8 +50,10 @@ def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
 
 def precision_of(precision: str, device: torch.device) -> str:
     """The precision used on a device; auto: bfloat16 on GPUs that compute in it (compute capability 8.0 or higher)."""
+    if precision != "auto":
+        return precision
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return ("bfloat16" if fast else "float32") if precision == "auto" else precision
+    return "bfloat16" if fast else "float32"
 
 
 @contextmanager

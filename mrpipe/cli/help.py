@@ -35,7 +35,6 @@ CLOSING = COMMANDS.pop("closing")
 
 
 def datasets_page() -> str:
-    """Name and title of every dataset."""
     from mrpipe.datasets import dataset_names, get_dataset
 
     names = dataset_names()

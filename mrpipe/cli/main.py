@@ -8,24 +8,19 @@ import argparse
 import io
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import mrpipe
-from mrpipe.cli.command import Command
+from mrpipe.cli.command import Command, outcome
 from mrpipe.cli.output import add_output_options, command_first, configure
-from mrpipe.cli.signals import Interrupted, interruptible
-from mrpipe.errors import SHOW_VALUES, MrpipeError, StorageError, UsageError, did_you_mean
+from mrpipe.cli.signals import interruptible
+from mrpipe.errors import SHOW_VALUES, MrpipeError, UsageError, did_you_mean
 from mrpipe.privacy import printable
-from mrpipe.reading import refusal_of
 
 _LOG = logging.getLogger(__name__)
 _WIDTH = 16
-# As a shell reports a program that ends by SIGPIPE.
-_BROKEN_PIPE = 141
 
 
 def find_command(name: str) -> Command | None:
@@ -53,7 +48,6 @@ def command_names() -> list[str]:
 
 
 def program_help() -> str:
-    """Text of `mrpipe --help`."""
     from mrpipe.cli.help import GROUPS, PROGRAM
 
     commands = {name: command for name in command_names() if (command := find_command(name))}
@@ -87,12 +81,10 @@ def command_parser(
 
     description, epilog = (t() if callable(t) else t for t in (command.description, command.epilog))
     summary = command.summary[0].upper() + command.summary[1:]
+    about, closing = f"{summary}.\n\n{description}".rstrip(), f"{epilog}\n\n{CLOSING.get(name, '')}".strip() or None
+    form = argparse.RawDescriptionHelpFormatter
     parser = make(
-        prog=f"mrpipe {name}",
-        description=f"{summary}.\n\n{description}".rstrip(),
-        epilog=f"{epilog}\n\n{CLOSING.get(name, '')}".strip() or None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        conflict_handler="resolve",
+        prog=f"mrpipe {name}", description=about, epilog=closing, formatter_class=form, conflict_handler="resolve"
     )
     add_output_options(parser)
     command.add_arguments(parser)
@@ -118,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:  # panics of polars are no Exception
         if debug or (os.environ.get("MRPIPE_DEBUG") and not isinstance(error, MrpipeError | KeyboardInterrupt)):
             traceback.print_exception(error)
-        message, code = _outcome(error)
+        message, code = outcome(error)
         try:
             sys.stdout.flush()
         except OSError:  # discard output that cannot be written; the interpreter would report it as another error
@@ -126,28 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message:
             print(printable(" ".join(["mrpipe", *arguments[:1]]) + f": {message}"), file=sys.stderr)
         return code
-
-
-def _outcome(error: BaseException) -> tuple[str, int]:
-    """Message and exit code of a command that an exception ended."""
-    if isinstance(error, MrpipeError):
-        return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        return f"interrupted ({stopped}); run the same command again to continue", stopped.exit_code
-    if isinstance(error, BrokenPipeError):  # the reader of a pipe (`| head`) has left
-        return "", _BROKEN_PIPE
-    place = f"{name}: " if isinstance(name := getattr(error, "filename", None), str | Path) else ""
-    if refusal := refusal_of(error):
-        return f"{place}{refusal[1]}. {refusal[2]}", StorageError.exit_code
-    # Libraries raise OSErrors without a number for other reasons than a path that does not exist.
-    if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
-        return f"{place}{error.strerror or error}", UsageError.exit_code
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    place = f" ({Path(at.filename).name}, line {at.lineno})"
-    reason = (str(error).strip().splitlines() or ["no message"])[0]
-    hint = "This is a bug, please report it: --debug prints the traceback"
-    return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", MrpipeError.exit_code
 
 
 def _run(arguments: list[str]) -> int:

@@ -112,8 +112,7 @@ def _build(args: Namespace) -> None:
     from mrpipe.stages.build import build
 
     chosen = {name: getattr(args, name) for name in ("modalities", "schemes", "seed", "overwrite")}
-    settings = parse_assignments(args.set)
-    store_id = build(_dataset(args), args.raw, args.out, settings, **chosen, report=_LOG.info)
+    store_id = build(_dataset(args), args.raw, args.out, parse_assignments(args.set), **chosen, report=_LOG.info)
     print(f"sealed {args.out}: store_id {store_id}")
 
 
@@ -171,8 +170,6 @@ Add = Callable[[ArgumentParser], None]
 
 
 def _argument(*names: str, **settings: Any) -> Add:
-    """Adds one argument to a parser."""
-
     def add(parser: ArgumentParser) -> None:
         parser.add_argument(*names, **settings)
 
@@ -192,8 +189,6 @@ def _seed(of: str) -> Add:
 
 
 def _all(*added: Add) -> Add:
-    """Adds the arguments of several functions."""
-
     def add(parser: ArgumentParser) -> None:
         for function in added:
             function(parser)

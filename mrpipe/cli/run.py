@@ -17,15 +17,13 @@ PROFILES = ("local", "slurm", "kubernetes")
 def project_folder() -> Path:
     """Folder of the Snakefile and of workflow/: the checkout, or its copy inside the installed package."""
     checkout = PACKAGE.parent
-    return (
-        checkout if (checkout / "Snakefile").is_file() and (checkout / "workflow").is_dir() else PACKAGE / "_workflow"
-    )
+    whole = (checkout / "Snakefile").is_file() and (checkout / "workflow").is_dir()
+    return checkout if whole else PACKAGE / "_workflow"
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "targets", nargs="*", metavar="TARGET", help="default: stores, runs and report of the configuration"
-    )
+    default = "default: stores, runs and report of the configuration"
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=default)
     parser.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="configuration (default: the demo)")
     parser.add_argument("--cores", metavar="N", help="number of cores, or all (default: all, or as the profile sets)")
     parser.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)}, or the folder of your own profile")

@@ -15,7 +15,6 @@ def _builtin_names() -> list[str]:
 
 
 def dataset_names() -> list[str]:
-    """Names of all datasets, sorted."""
     return sorted({*_builtin_names(), *entry_points(_GROUP)})
 
 

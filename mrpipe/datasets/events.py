@@ -71,8 +71,7 @@ class SortedRuns:
         self._flush()
         if not self.files:
             return
-        totals = np.sum([np.diff(offsets) for _, offsets in self.files], axis=0)
-        reach = np.cumsum(totals)
+        reach = np.cumsum(np.sum([np.diff(offsets) for _, offsets in self.files], axis=0))
         low = 0
         while low < self._n_samples:
             start = int(reach[low - 1]) if low else 0
@@ -118,16 +117,8 @@ def event_modality(
     """Vector of statistics per level or, without any, irregular sequence of events with times in `unit`."""
     if statistics:
         return Modality(name=name, bit=bit, kind="vector", shape=(len(levels) * len(statistics),), description=about)
-    return Modality(
-        name=name,
-        bit=bit,
-        kind="sequence",
-        shape=(2,),
-        irregular=True,
-        time_unit=unit,
-        encoder=levels_id(levels),
-        description=about,
-    )
+    stored: dict[str, Any] = {"kind": "sequence", "shape": (2,), "irregular": True, "time_unit": unit}
+    return Modality(name=name, bit=bit, encoder=levels_id(levels), description=about, **stored)
 
 
 def summarise(group: Group, n_items: int) -> NDArray[np.float32]:
@@ -140,13 +131,8 @@ def summarise(group: Group, n_items: int) -> NDArray[np.float32]:
     present, row = np.unique(rank[starts], return_inverse=True)
     out = np.full((len(present), n_items, len(STATISTICS)), np.nan, dtype=np.float32)
     out[:, :, STATISTICS.index("count")] = 0.0
-    cells = (
-        value[starts + n - 1],
-        np.add.reduceat(value, starts) / n,
-        np.minimum.reduceat(value, starts),
-        np.maximum.reduceat(value, starts),
-        n,
-    )
+    total, low, high = (f.reduceat(value, starts) for f in (np.add, np.minimum, np.maximum))
+    cells = value[starts + n - 1], total / n, low, high, n
     out[row, level[starts]] = np.stack(cells, axis=1)
     return out
 

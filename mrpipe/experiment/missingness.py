@@ -83,11 +83,11 @@ class Missingness:
 
     @property
     def rates(self) -> list[float]:
-        """The drop probabilities."""
+
         return list(self.p.values()) if isinstance(self.p, Mapping) else [self.p]
 
     def p_of(self, modality: str) -> float:
-        """The drop probability of a modality."""
+
         return self.p.get(modality, 0.0) if isinstance(self.p, Mapping) else self.p
 
 
@@ -105,7 +105,7 @@ def parse_p(text: str) -> float | dict[str, float]:
 
 def non_default(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `Missingness` that differ from their defaults, without mechanism, p, seed and view."""
-    defaults = dataclasses.asdict(Missingness())
+    defaults = vars(Missingness())
     others = {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed")}
     return {k: v for k, v in others.items() if k not in defaults or v != defaults[k]}
 
@@ -137,8 +137,7 @@ def _drop_probability(store: Store, samples: pl.DataFrame, names: Sequence[str],
     mean = np.array([s.p_of(name) for name in names])
     p: NDArray[np.float64] = np.tile(mean, (len(samples), 1))
     if s.mechanism == "mnar_label":
-        labels = store.labels(s.task).collect()
-        value = samples.join(labels, on="sample_id", how="left", maintain_order="left")["value"]
+        value = samples.join(store.labels(s.task).collect(), on="sample_id", how="left", maintain_order="left")["value"]
         known = value.is_not_null().to_numpy()
         rank = _rank(value.drop_nulls().to_numpy().astype(float))[:, None]
         p[known] = mean * (1 + s.strength * (2 * rank - 1))
@@ -196,8 +195,7 @@ def draw_masks(store: Store, settings: Missingness) -> pl.DataFrame:
     kept = observed
     if settings.mechanism not in AT_LOAD and any(settings.rates):
         probability = _drop_probability(store, samples, names, settings)
-        by = "subject_id" if settings.mechanism == "block" else "sample_id"
-        keys = keyed.id_keys(samples[by])
+        keys = keyed.id_keys(samples["subject_id" if settings.mechanism == "block" else "sample_id"])
         if settings.mechanism == "block":
             keys = keyed.bits(keys, settings.seed, "block")[:, 0] % np.uint64(settings.n_blocks)
 
@@ -309,9 +307,8 @@ def corrupt(arrays: Arrays, settings: Missingness) -> Arrays:
     keep |= u == best[sample]
     lengths = np.bincount(sample[keep], minlength=len(arrays))
     time = None if arrays.time is None else arrays.time[keep]
-    return dataclasses.replace(
-        arrays, x=arrays.x[keep], offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), time=time
-    )
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return dataclasses.replace(arrays, x=arrays.x[keep], offsets=offsets, time=time)
 
 
 def _step_keys(keys: NDArray[np.uint64], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:

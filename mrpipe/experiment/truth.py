@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -41,13 +42,10 @@ def write_best(
         task: predicted task.
         best: modalities in bit order (empty: all other combinations) → (n, C) class probabilities.
     """
-    frames = [
-        pl.DataFrame(
-            {"sample_id": list(sample_id), "modalities": combination_name(names) or ANY}
-            | {f"p_{c}": p[:, i] for i, c in enumerate(classes)}
-        )
-        for names, p in best.items()
-    ]
+    frames = []
+    for names, p in best.items():
+        columns: dict[str, Any] = {"sample_id": list(sample_id), "modalities": combination_name(names) or ANY}
+        frames.append(pl.DataFrame(columns | {f"p_{c}": p[:, i] for i, c in enumerate(classes)}))
     write_frame(truth / NAME, pl.concat(frames).sort("sample_id", "modalities"), metadata={KEY: json.dumps(task)})
 
 

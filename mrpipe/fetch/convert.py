@@ -22,9 +22,8 @@ TWO = (
     *("Lactate", "Mg", "Na", "PaCO2", "PaO2", "Platelets", "SysABP", "TroponinI", "TroponinT", "WBC", "Weight", "pH"),
 )
 # Values outside these ranges are missing; so are negative values of other variables (−1 is unknown).
-RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
-    ("DiasABP", "HR", "MAP", "NIDiasABP", "NIMAP", "NISysABP", "RespRate", "SysABP"), (1, 300)
-)
+_POSITIVE = ("DiasABP", "HR", "MAP", "NIDiasABP", "NIMAP", "NISysABP", "RespRate", "SysABP")
+RANGES: dict[str, tuple[float, float]] = dict.fromkeys(_POSITIVE, (1, 300))
 RANGES |= {"Height": (100, 250), "Weight": (35, 299), "Temp": (25, 45), "pH": (6.5, 8), "PaCO2": (10, 500)}
 LAST_HOURS = 40 * 60  # minutes: start of the last eight of 48 hours
 
@@ -63,9 +62,8 @@ def icu_stays(folder: Path) -> None:
         .filter(value.is_between(low, high))
     )
     admission = (minute == 0) & name.is_in([*STATIC, "ICUType", "RecordID"])
-    units = [
-        (pl.col("ICUType") == i).cast(pl.Int64).alias(unit) for unit, i in {"CCU": 1, "CSRU": 2, "SICU": 4}.items()
-    ]
+    types = {"CCU": 1, "CSRU": 2, "SICU": 4}
+    units = [(pl.col("ICUType") == i).cast(pl.Int64).alias(unit) for unit, i in types.items()]
     static, series = _wide(rows.filter(admission), {"": value.last()}).with_columns(units), rows.filter(~admission)
     two = {"_first": value.first(), "_last": value.last()}
     five = two | {"_lowest": value.min(), "_highest": value.max(), "_median": value.median()}
@@ -88,9 +86,8 @@ def _wide(rows: pl.DataFrame, statistics: dict[str, pl.Expr]) -> pl.DataFrame:
     """One row per stay; columns are named by parameter and statistic."""
     long = rows.group_by("recordid", "Parameter", maintain_order=True).agg(**statistics)
     long = long.unpivot(index=["recordid", "Parameter"], variable_name="statistic")
-    return long.with_columns(pl.col("Parameter") + pl.col("statistic")).pivot(
-        "Parameter", index="recordid", values="value"
-    )
+    named = long.with_columns(pl.col("Parameter") + pl.col("statistic"))
+    return named.pivot("Parameter", index="recordid", values="value")
 
 
 def convert(folder: Path, sources: Iterable[str], declaration: Path) -> None:

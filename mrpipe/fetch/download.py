@@ -39,7 +39,6 @@ class OpenData:
 
 
 def catalogue(path: Path = CATALOGUE) -> dict[str, OpenData]:
-    """All data sets by name."""
     return {name: OpenData(name=name, **entry) for name, entry in yaml.safe_load(path.read_text("utf-8")).items()}
 
 

@@ -102,9 +102,8 @@ def call_counts(packed: NDArray[np.uint8], n_snps: int, *, block: int = 4096) ->
             low, high = rows & low_bits, (rows >> 1) & low_bits
             for code, flags in ((1, low & ~high), (2, high & ~low), (3, low & high)):
                 for k in range(4):
-                    counts[code, at, k] += np.add.reduce(
-                        (flags >> np.uint8(2 * k)) & np.uint8(1), axis=0, dtype=np.uint8
-                    )
+                    of_person = (flags >> np.uint8(2 * k)) & np.uint8(1)
+                    counts[code, at, k] += np.add.reduce(of_person, axis=0, dtype=np.uint8)
     counts[0] = n - counts[1:].sum(axis=0)
     return counts.reshape(4, -1)[:, :n_snps]
 

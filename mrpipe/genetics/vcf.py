@@ -211,7 +211,6 @@ class Conversion:
 
 
 def run_job(job: dict[str, Any]) -> bytes:
-    """Result of a conversion, as JSON."""
     return json.dumps(Conversion(**job["settings"]).run(job["files"], job["names"], job["prefix"])).encode()
 
 

@@ -1,8 +1,8 @@
 """Processing of a T1 image to a volume-preserving grey-matter map in template space.
 
-Steps: reorientation, N4 bias correction (SimpleITK), brain extraction (deepbet), tissue segmentation (Atropos),
+Steps: reorientation, N4 bias correction (SimpleITK), brain extraction (deepbet), tissue segmentation (`tissues`),
 registration to the template (SyN), grey-matter probability × Jacobian determinant (a substitute for RAVENS).
-docs/benchmarks.md reports quality and speed. With one thread and fixed seeds, results are bit-identical.
+benchmarks/imaging.md reports quality and speed. With one thread and fixed seeds, results are bit-identical.
 
 The libraries (extra `imaging`) are imported only where they are used, because each scan runs in a separate process.
 """
@@ -20,14 +20,19 @@ from numpy.typing import NDArray
 from mrpipe.errors import DataError, MissingExtraError
 from mrpipe.imaging.nifti import read_scan, refused, write_nifti
 from mrpipe.imaging.suitability import brain_numbers, faults_of, voxel_numbers
+from mrpipe.imaging.tissues import tissue_probabilities
 
 PACKAGES = {"ants": "antspyx", "SimpleITK": "SimpleITK", "deepbet": "deepbet", "nilearn": "nilearn"}
 # Scale of RAVENS maps: 1000 = a template voxel that contains only grey matter.
 SCALE = 1000.0
 SEED = 42
+# Registration: voxels around the brain of the template, and the voxel size to which finer scans are resampled.
+MARGIN, SCAN_MM = 4, 1.5
+# Iterations at a quarter, a half and the full resolution of the template. An iteration costs eight times as much as one
+# at the next coarser resolution; a large gradient step needs few of them.
 SYN: dict[str, dict[str, Any]] = {
-    "quality": {"type_of_transform": "SyN", "syn_metric": "meansquares", "reg_iterations": (40, 20, 10)},
-    "fast": {"type_of_transform": "SyN", "syn_metric": "mattes", "reg_iterations": (40, 20, 0)},
+    "quality": dict(type_of_transform="SyN", syn_metric="meansquares", grad_step=0.5, reg_iterations=(60, 20, 3)),
+    "fast": dict(type_of_transform="SyN", syn_metric="mattes", reg_iterations=(40, 20, 0)),
     "affine": {"type_of_transform": "Affine"},
 }
 
@@ -39,14 +44,12 @@ class ChainSettings:
     Attributes:
         registration: quality, fast or affine.
         brain: `extract`, or `stripped` for skull-stripped scans (all values above 0 are brain).
-        segment_mm: voxel size of the segmentation in mm; 0: that of the scan.
         accepted: a person accepted the scan: numbers outside the limits of `suitability.LIMITS` are noted.
         keep: also write brain mask and grey-matter probability, for evaluation.
     """
 
     registration: str = "quality"
     brain: str = "extract"
-    segment_mm: float = 1.0
     accepted: bool = False
     keep: bool = False
 
@@ -106,32 +109,6 @@ def extract_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
         raise refused("scan", "a head with a brain in it", "brain extraction found no brain") from error
 
 
-def segment(brain: Any, mask: Any, voxel_mm: float) -> tuple[Any, list[float]]:
-    """Grey-matter probability of a brain by Atropos (k-means with three classes, Markov random field).
-
-    `brain` and `mask` are ANTs images; `voxel_mm` is the voxel size of the segmentation, 0 that of the scan. Returns
-    the ANTs image on the brain's grid, and the shares of fluid, grey and white matter in the brain.
-    """
-    import ants
-
-    # Atropos initialises the class means evenly between the extremes. Without clipping, a few bright voxels (vessels,
-    # fat) can become a class and grey matter merges with fluid (one of four real scans: Dice 0.13, with clipping 0.86).
-    values, inside_np = brain.numpy(), mask.numpy() > 0
-    low, high = np.percentile(values[inside_np], (0.5, 99.5))
-    small = brain.new_image_like(np.where(inside_np, np.clip(values, low, high), 0).astype(np.float32))
-    inside = mask
-    if voxel_mm and max(brain.spacing) < voxel_mm:
-        small = ants.resample_image(small, (voxel_mm,) * 3, use_voxels=False, interp_type=0)
-        inside = ants.resample_image_to_target(mask, small, interp_type="nearestNeighbor")
-    # r=0 fixes the seed: Atropos visits voxels in random order, so that results would otherwise vary.
-    tissue = ants.atropos(a=small, x=inside, i="kmeans[3]", m="[0.2,1x1x1]", c="[5,0]", r=0)
-    # The k-means classes are ordered by intensity: fluid, grey matter, white matter.
-    sums = [float(p.numpy().sum(dtype=np.float64)) for p in tissue["probabilityimages"]]
-    shares = [s / max(sum(sums), 1e-9) for s in sums]
-    grey = ants.resample_image_to_target(tissue["probabilityimages"][1], brain, interp_type="linear")
-    return grey * mask, shares
-
-
 def match_quantiles(
     image: NDArray[np.float32], mask: NDArray[np.bool_], reference: NDArray[np.float32]
 ) -> NDArray[np.float32]:
@@ -147,6 +124,22 @@ def match_quantiles(
     source += np.arange(len(q)) * 1e-9 * max(float(source[-1] - source[0]), 1e-9)
     out[mask] = np.interp(image[mask], source, np.quantile(reference, q))
     return out
+
+
+def register(template: Any, brain: NDArray[np.bool_], scan: Any, method: str, prefix: str) -> list[str]:
+    """Files of the transforms from a scan to the template, the affine one last.
+
+    SyN spends its time per voxel of the template and of the scan. The template (ANTs image) is therefore cropped to its
+    `brain` with a margin, outside of which the deformation is zero, and a finer `scan` is resampled to 1.5 mm.
+    """
+    import ants
+
+    low = [max(int(c.min()) - MARGIN, 0) for c in np.nonzero(brain)]
+    high = [min(int(c.max()) + 1 + MARGIN, n) for c, n in zip(np.nonzero(brain), brain.shape, strict=True)]
+    fixed = ants.crop_indices(template, low, high)
+    moving = ants.resample_image(scan, [max(mm, SCAN_MM) for mm in scan.spacing], use_voxels=False, interp_type=0)
+    ants.config.set_ants_deterministic(on=True, seed_value=SEED)
+    return list(ants.registration(fixed, moving, outprefix=prefix, **SYN[method])["fwdtransforms"])
 
 
 def run_chain(
@@ -202,19 +195,17 @@ def run_chain(
     frame = ants.image_read(str(canonical))
     brain = frame.new_image_like(np.where(brain_mask, head, 0).astype(np.float32))
     mask = frame.new_image_like(brain_mask.astype(np.float32))
-    grey, shares = segment(brain, mask, settings.segment_mm)
-    grey_p = np.clip(grey.numpy(), 0.0, 1.0)
-    grey = frame.new_image_like(grey_p)
-    gm_ml = float(grey_p.sum(dtype=np.float64)) * voxel_ml
-    numbers |= dict(zip(("fluid_share", "grey_share", "white_share"), shares, strict=True))
+    tissues = tissue_probabilities(head, brain_mask)
+    grey_p, grey = tissues[1], frame.new_image_like(tissues[1])
+    sums = tissues.sum(axis=(1, 2, 3), dtype=np.float64)
+    gm_ml = float(sums[1]) * voxel_ml
+    numbers |= dict(zip(("fluid_share", "grey_share", "white_share"), (sums / sums.sum()).tolist(), strict=True))
     judge()
     lap("segment")
     fixed, fixed_brain = ants.image_read(str(template_t1)), ants.image_read(str(template_brain)).numpy() > 0
     target = fixed.numpy()
     matched = frame.new_image_like(match_quantiles(brain.numpy(), brain_mask, target[fixed_brain]))
-    ants.config.set_ants_deterministic(on=True, seed_value=SEED)
-    moved = ants.registration(fixed, matched, outprefix=str(work / "tx_"), **SYN[settings.registration])
-    forward = moved["fwdtransforms"]
+    forward = register(fixed, fixed_brain, matched, settings.registration, str(work / "tx_"))
     scales = np.linalg.svd(np.reshape(ants.read_transform(forward[-1]).parameters[:9], (3, 3)), compute_uv=False)
     numbers["stretch"] = float(scales[0] / scales[2])
     judge()
@@ -240,7 +231,7 @@ def run_chain(
     notes += [f"accepted although {fault.found}" for fault in faults_of(numbers, shown_as)]
     if settings.keep:
         write_nifti(work / "brain.nii.gz", brain_mask.astype(np.uint8), scan.affine)
-        write_nifti(work / "gm.nii.gz", grey_p.astype(np.float32), scan.affine)
+        write_nifti(work / "gm.nii.gz", grey_p, scan.affine)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
     result = ChainResult(gm=gm, numbers=numbers, seconds=seconds, peak_mb=peak_mb, notes=tuple(notes))
-    return result, {"t1": t1, "head": head, "brain": brain_mask.astype(np.float32), "grey": grey_p.astype(np.float32)}
+    return result, {"t1": t1, "head": head, "brain": brain_mask.astype(np.float32), "grey": grey_p}

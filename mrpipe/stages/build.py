@@ -9,7 +9,7 @@ from mrpipe.schema import Dataset
 from mrpipe.stages.check import closing, require_same_store, write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest
-from mrpipe.stages.prepare import n_parts, prepare
+from mrpipe.stages.prepare import parts_of, prepare
 from mrpipe.stages.qc import write_qc
 from mrpipe.stages.samples import assemble_samples
 from mrpipe.stages.seal import seal
@@ -58,9 +58,12 @@ def build(
         modalities = checked["modalities"]
         schemes = tuple(dataset.schemes) if schemes is None else schemes
         report(f"cohort: {build_cohort(dataset, raw, work, settings)} samples")
+        prepared = set[str]()
         for name in modalities:
-            for part in range(n_parts(dataset, name, settings)):
-                prepare(dataset, name, part, raw, work, settings)
+            source, total = parts_of(dataset, name, settings)
+            for part in range(0 if source in prepared else total):
+                prepare(dataset, source, part, raw, work, settings)
+            prepared.add(source)
             report(f"ingest {name}: {ingest(dataset, name, raw, work, settings)} rows")
             if dataset.modalities[name].qc:
                 report(f"quality control of {name}: {write_qc(dataset, name, work, qc_folder(store))}")

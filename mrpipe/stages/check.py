@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
@@ -15,11 +16,12 @@ import polars as pl
 
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.forms import recognise
+from mrpipe.kept import keeping
 from mrpipe.options import parse_options
-from mrpipe.raw import require_folder, sha256
+from mrpipe.raw import input_sha256, remember, require_folder
 from mrpipe.schema import Checked, Dataset, Scheme, Task
-from mrpipe.stages.cohort import require_unchanged, state_of
 from mrpipe.stages.declaration import DECLARED, declaration
+from mrpipe.stages.reads import changed_inputs, read_inputs, require_unchanged, state_of, write_inputs
 from mrpipe.stages.simulate import is_simulated
 from mrpipe.store.layout import StoreLayout, WorkLayout
 from mrpipe.store.leaks import find_leaks, mask_columns
@@ -34,7 +36,7 @@ LISTED_UNREAD = 5
 
 
 def _as_one(label: str, root: Path, members: Sequence[Path]) -> dict[str, Any]:
-    digest = hashlib.sha256("".join(f"{f.relative_to(root).as_posix()} {sha256(f)}\n" for f in members).encode())
+    digest = hashlib.sha256("".join(f"{f.relative_to(root).as_posix()} {input_sha256(f)}\n" for f in members).encode())
     size = sum(f.stat().st_size for f in members)
     return {"path": label, "size": size, "sha256": digest.hexdigest(), "n_files": len(members)}
 
@@ -57,7 +59,7 @@ def inventory(
         for file in members:
             # Files outside of the export (declarations) are listed by name, because paths differ between machines.
             name = file.relative_to(raw).as_posix() if file.is_relative_to(raw) else file.name
-            entries.append({"path": name, "size": file.stat().st_size, "sha256": sha256(file)})
+            entries.append({"path": name, "size": file.stat().st_size, "sha256": input_sha256(file)})
     return entries + [_as_one(label, raw, sorted(set(members))) for label, members in sorted((groups or {}).items())]
 
 
@@ -68,6 +70,7 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
+@keeping()
 def check(
     dataset: Dataset,
     raw: Path,
@@ -258,8 +261,14 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     """Check an export and write `checked.json`; after a failed check, no older `checked.json` remains."""
     path = WorkLayout(work).checked
     path.unlink(missing_ok=True)
-    result = check(dataset, raw, settings, **chosen)
-    write_text(WorkLayout(work).inputs, json.dumps(result.pop("seen")) + "\n")
+    known = read_inputs(work).get("files", {})
+    if changed_inputs(known):
+        shutil.rmtree(WorkLayout(work).kept, ignore_errors=True)
+    remember(known)
+    with keeping(WorkLayout(work).kept):
+        result = check(dataset, raw, settings, **chosen)
+    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    write_inputs(work, raw, options, result.pop("seen"))
     require_unchanged(work)
     write_text(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
     WorkLayout(work).record(path)

@@ -1,16 +1,14 @@
 """cohort: cohort selection, labels and attrition."""
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from mrpipe.errors import LISTED_FAULTS, DataError, Fault
-from mrpipe.options import parse_options
-from mrpipe.reading import read_json
+from mrpipe.kept import keeping
 from mrpipe.schema import ATTRITION_SCHEMA, Cohort, Dataset
+from mrpipe.stages.reads import record_reads, require_unchanged, step_options
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_frame
 
@@ -33,9 +31,10 @@ def validate(dataset: Dataset, cohort: Cohort) -> None:
 
 def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, Any]) -> int:
     """Write `cohort.parquet` (samples, and a column `label.<task>` per task) and `attrition.parquet`; returns n."""
-    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
+    options, own = step_options(dataset, "cohort", settings, work)
     dataset = dataset.declared(raw, options)
-    cohort = dataset.cohort(raw, options)
+    with keeping(WorkLayout(work).kept):
+        cohort = dataset.cohort(raw, own)
     require_unchanged(work)
     validate(dataset, cohort)
     frame = cohort.samples
@@ -49,6 +48,7 @@ def build_cohort(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str,
     write_frame(paths.attrition, cohort.attrition)
     write_frame(paths.cohort, frame.sort("sample_id"))
     paths.record(paths.attrition, paths.cohort)
+    record_reads(dataset, "cohort", options, work)
     return len(frame)
 
 
@@ -57,24 +57,3 @@ def read_cohort(work: Path) -> pl.DataFrame:
     paths = WorkLayout(work)
     cohort = pl.read_parquet(paths.require(paths.cohort, "cohort"))
     return cohort.select(pl.exclude(f"^{LABEL_PREFIX.replace('.', '[.]')}.*$"))
-
-
-def state_of(files: Iterable[Path | str]) -> dict[str, list[int]]:
-    """Absolute path → size in bytes and modification time in nanoseconds, of the files that exist."""
-    stats = {os.path.abspath(file): os.stat(file) for file in files if os.path.exists(file)}
-    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
-
-
-def require_unchanged(work: Path, *outputs: Path) -> None:
-    """Raise a DataError that names the input files that changed since the check, and remove outputs made from them."""
-    paths = WorkLayout(work)
-    before = read_json(paths.inputs, fix="Check the export again.") if paths.inputs.is_file() else {}
-    now = state_of(before)
-    if changed := [path for path, state in before.items() if now.get(path) != state]:
-        for output in outputs:
-            output.unlink(missing_ok=True)
-        expected, fix = "the file as the check read it", "Check the export again"
-        fix += f"; if a workflow does not do so by itself, delete {paths.checked}."
-        found = {path: "another size or modification time" if path in now else "no such file" for path in changed}
-        faults = [Fault(file=path, expected=expected, found=f, fix=fix) for path, f in found.items()]
-        raise DataError(faults[:LISTED_FAULTS])

@@ -1,6 +1,5 @@
 """ingest: stream the features of one modality into the store's table."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpipe.errors import UsageError
-from mrpipe.options import parse_options
+from mrpipe.kept import keeping
 from mrpipe.schema import DICTIONARY_SCHEMA, MODALITY_KEY, TRIED_SCHEMA, Dataset, Features
-from mrpipe.stages.cohort import read_cohort, require_unchanged
-from mrpipe.stages.declaration import read_checked
+from mrpipe.stages.cohort import read_cohort
+from mrpipe.stages.prepare import parts_of
+from mrpipe.stages.reads import record_reads, require_unchanged, step_options
 from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_batches, write_frame
 
@@ -40,30 +40,23 @@ def _validated(features: Features, cohort_ids: pa.Array) -> Iterator[pa.RecordBa
 
 def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, settings: Mapping[str, Any]) -> int:
     """Write the table (to `WORK/store`), dictionary rows and attempts of a modality; returns the number of rows."""
-    options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
-    paths = WorkLayout(work)
-    if paths.checked.exists():
-        # What `check` chose for `auto` remains, even if another choice has been installed since.
-        chosen = read_checked(work)["options"]
-        automatic = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) == "auto"]
-        options = dataclasses.replace(options, **{name: chosen.get(name, "auto") for name in automatic})
+    step, paths = f"{modality}.ingest", WorkLayout(work)
+    options, own = step_options(dataset, step, settings, work)
     dataset = dataset.declared(raw, options)
     if modality not in dataset.modalities:
         raise UsageError(f"{dataset.name} has no modality {modality!r}; it has {', '.join(dataset.modalities)}")
     cohort, reader = read_cohort(work), dataset.modalities[modality]
-    if reader.prepare is None:
-        features = reader.read(raw, cohort, options)
-    else:
-        n_parts = reader.n_parts(options)
-        parts = [paths.part(modality, k, n_parts) for k in range(n_parts)]
-        if missing := [p.name for p in parts if not p.exists()]:
-            raise UsageError(
-                f"{modality}: {len(missing)} of {n_parts} parts are not prepared ({missing[0]}); "
-                f"run mrpipe prepare {dataset.name} {modality} --part K for each"
-            )
-        for k, part in enumerate(parts):
-            paths.require(part, f"prepare {dataset.name} {modality} --part {k}")
-        features = reader.read(raw, cohort, options, parts)
+    source, n_parts = parts_of(dataset, modality, settings)
+    parts = [paths.part(source, k, n_parts) for k in range(n_parts)]
+    if missing := [p.name for p in parts if not p.exists()]:
+        raise UsageError(
+            f"{modality}: {len(missing)} of {n_parts} parts are not prepared ({missing[0]}); "
+            f"run mrpipe prepare {dataset.name} {source} --part K for each"
+        )
+    for k, part in enumerate(parts):
+        paths.require(part, f"prepare {dataset.name} {source} --part {k}")
+    with keeping(paths.kept):
+        features = reader.read(raw, cohort, own, *([parts] if parts else []))
     declared = features.modality
     if declared.name != modality or declared.bit != dataset.modalities[modality].bit:
         raise AssertionError(f"{dataset.name}/{modality}: the reader returned {declared.name} at bit {declared.bit}")
@@ -86,4 +79,5 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, settings: Map
         raise AssertionError(f"{modality}: attempts have {found}, not {TRIED_SCHEMA}")
     write_frame(paths.tried(modality), attempts)
     paths.record(table, paths.dictionary(modality), paths.tried(modality))
+    record_reads(dataset, step, options, work)
     return n_rows

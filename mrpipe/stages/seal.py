@@ -20,6 +20,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import sha256
 from mrpipe.schema import Dataset
 from mrpipe.stages.declaration import checked_dataset, read_checked
+from mrpipe.stages.reads import outdated_steps
 from mrpipe.store.card import render_card
 from mrpipe.store.content import describe
 from mrpipe.store.invariants import find_breaches
@@ -87,6 +88,8 @@ def seal(dataset: Dataset, work: Path, store: Path, schemes: Sequence[str] | Non
     if not schemes:
         fix = "Run mrpipe split."
         raise DataError(Fault(file="splits/", expected="at least one split scheme", found="none", fix=fix))
+    if outdated := list(outdated_steps(dataset, ["cohort", *(f"{m}.ingest" for m in modalities)], work)):
+        raise DataError(outdated)
     tasks = [t.name for t in dataset.tasks]
     verbs = {staged.modality(m): f"ingest {dataset.name} {m}" for m in modalities}
     verbs |= {staged.split(s): f"split {dataset.name} --scheme {s}" for s in schemes}

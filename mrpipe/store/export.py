@@ -50,8 +50,7 @@ def export(store: Store, out: Path, format: str, modalities: Sequence[str] | Non
         arrays = store.arrays(modality.name)
         path = out / f"{modality.name}.{format}"
         if format == "csv":
-            names = dictionary.filter(modality=modality.name).sort("position")["name"].to_list()
-            write_csv(path, _csv(arrays, names))
+            write_csv(path, _csv(arrays, dictionary.filter(modality=modality.name).sort("position")["name"].to_list()))
         else:
             fields = {k: v for k in ("sample_id", "x", "offsets", "time") if (v := getattr(arrays, k)) is not None}
             with replacing(path) as temporary, temporary.open("wb") as handle:

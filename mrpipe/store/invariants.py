@@ -78,8 +78,7 @@ def find_breaches(root: Path, tasks: Sequence[Task] = (), *, deep: bool = False)
     if empty.any():
         found, row = f"{int(empty.sum())} samples without a modality", int(empty.arg_max() or 0) + 1
         breaches.add(paths.samples, "at least one modality per sample", found, "modality_mask", row)
-    tables = sorted((root / "modalities").glob("*.parquet"))
-    declared = [_modality_breaches(samples, path, breaches) for path in tables]
+    declared = [_modality_breaches(samples, path, breaches) for path in sorted((root / "modalities").glob("*.parquet"))]
     known = masks.MASK_DTYPE(sum({1 << m.bit for m in declared}))
     stray = samples["modality_mask"].to_numpy() & ~known != 0
     if stray.any() or len({m.bit for m in declared}) != len(declared):

@@ -47,6 +47,7 @@ class WorkLayout:
         self.root, self.checked, self.inputs = root, root / "checked.json", root / "inputs.json"
         self.store = StoreLayout(root / "store")
         self.cohort, self.attrition = root / "cohort.parquet", root / "attrition.parquet"
+        self.kept = root / "kept"
 
     def dictionary(self, modality: str) -> Path:
         return self.root / "dictionary" / f"{modality}.parquet"
@@ -57,6 +58,9 @@ class WorkLayout:
 
     def part(self, modality: str, part: int, n_parts: int) -> Path:
         return self.root / "parts" / modality / f"{part}-of-{n_parts}.parquet"
+
+    def reads(self, step: str) -> Path:
+        return self.root / "written" / "reads" / f"{step}.json"
 
     def record(self, *paths: Path) -> None:
         """Write the SHA-256 of files that a step has finished, so that later steps notice a change."""

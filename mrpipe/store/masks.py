@@ -40,7 +40,7 @@ def codes(observed: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def to_mask(names: Sequence[str], bits: Mapping[str, int]) -> int:
-    """Mask of the given modality names."""
+
     unknown = [n for n in names if n not in bits]
     if unknown:
         raise UsageError(f"unknown modalities {', '.join(unknown)}; this store has {', '.join(bits)}")

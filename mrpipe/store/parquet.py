@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -82,15 +83,9 @@ def write_batches(
     pending: list[pa.RecordBatch] = []
     pending_rows = 0
     with replacing(path) as temporary:
-        writer = pq.ParquetWriter(
-            temporary,
-            schema,
-            compression="zstd",
-            compression_level=compression_level,
-            use_dictionary=encoded or False,
-            write_statistics=keys or False,
-            store_schema=True,
-        )
+        form: dict[str, Any] = {"compression": "zstd", "compression_level": compression_level, "store_schema": True}
+        form |= {"use_dictionary": encoded or False, "write_statistics": keys or False}
+        writer = pq.ParquetWriter(temporary, schema, **form)
         try:
             for batch in batches:
                 batch = batch.cast(schema) if batch.schema != schema else batch
@@ -115,12 +110,9 @@ def write_frame(path: Path, frame: pl.DataFrame, *, metadata: Mapping[str, str] 
     """Write a polars frame (samples, labels, splits, dictionary, attrition); returns the number of rows."""
     table = frame.to_arrow()
     table = table.cast(_small_strings(table.schema)).combine_chunks()
-    return write_batches(
-        path, table.schema, table.to_batches(), metadata=metadata, row_group_rows=max(1, min(table.num_rows, 2**20))
-    )
+    rows = max(1, min(table.num_rows, 2**20))
+    return write_batches(path, table.schema, table.to_batches(), metadata=metadata, row_group_rows=rows)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Key-value metadata of a Parquet file."""
-    raw = pq.read_metadata(path).metadata or {}
-    return {k.decode(): v.decode() for k, v in raw.items() if k != b"ARROW:schema"}
+    return {k.decode(): v.decode() for k, v in (pq.read_metadata(path).metadata or {}).items() if k != b"ARROW:schema"}

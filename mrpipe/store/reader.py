@@ -90,8 +90,7 @@ def _read_arrays(path: Path, modality: Modality, group: int | None) -> Arrays:
     ids = _numpy(table["sample_id"]).astype(np.str_)
     column = table["x"].combine_chunks() if table["x"].num_chunks != 1 else table["x"].chunk(0)
     if modality.kind != "sequence":
-        values = _numpy(column.flatten())
-        return Arrays(modality=modality, sample_id=ids, x=values.reshape(len(ids), *modality.shape))
+        return Arrays(modality=modality, sample_id=ids, x=_numpy(column.flatten()).reshape(len(ids), *modality.shape))
     steps = _numpy(column.flatten().flatten()).reshape(-1, modality.size)
     offsets = np.concatenate([[0], np.cumsum(_numpy(table["length"]).astype(np.int64))])
     time = _numpy(table["time"].combine_chunks().flatten()) if modality.irregular else None
@@ -170,7 +169,7 @@ class Store:
         return frame if where is None else frame.filter(masks.expression(where, self.bits))
 
     def modality(self, name: str) -> pl.LazyFrame:
-        """Table of a modality as a lazy frame."""
+
         return pl.scan_parquet(self._paths.modality(self._modality(name).name))
 
     def labels(self, task: str | None = None) -> pl.LazyFrame:
@@ -207,12 +206,10 @@ class Store:
     def patterns(self) -> pl.DataFrame:
         """Number of samples per combination: `modalities` (joined by +), `modality_mask`, `n`."""
         value = self.samples().select("modality_mask").collect()["modality_mask"].to_numpy()
-        rows = [
-            (masks.combination_name(masks.to_names(m, self.bits)), m, n) for m, n in masks.pattern_counts(value).items()
-        ]
-        return pl.DataFrame(
-            rows, schema={"modalities": pl.String, "modality_mask": pl.UInt16, "n": pl.Int64}, orient="row"
-        )
+        counts = masks.pattern_counts(value).items()
+        rows = [(masks.combination_name(masks.to_names(m, self.bits)), m, n) for m, n in counts]
+        schema = {"modalities": pl.String, "modality_mask": pl.UInt16, "n": pl.Int64}
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     def arrays(
         self, name: str, *, split: str | None = None, part: str | None = None, transform: Transforms | None = None

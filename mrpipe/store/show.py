@@ -10,7 +10,6 @@ from mrpipe.terminal import print_table
 
 
 def show(store: Store) -> None:
-    """Print a summary of a store."""
     m = store.manifest
     origin = "SIMULATED" if m.origin == "simulated" else "real export"
     print(printable(f"{m.title}  store {m.store_id}  {origin}  release {m.release}"))
@@ -35,7 +34,6 @@ def show(store: Store) -> None:
 
 
 def show_audit(found: pl.DataFrame) -> None:
-    """Print the findings of `mrpipe.store.audit.audit`."""
     if found.is_empty():
         print("no feature and no mask bit nearly determines the label on its own")
         return

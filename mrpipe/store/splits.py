@@ -55,8 +55,7 @@ def grouped_stratified(
     key = bits(id_keys(subjects), seed, "split")[:, 0]
     one_each = len(subjects) == len(samples)
     part = (_drawn_exactly if one_each else _assigned_greedily)(per_class, np.array(fractions), key)
-    split = pl.DataFrame({"sample_id": samples["sample_id"], "split": np.array(PARTS)[part[row]]})
-    return split.sort("sample_id")
+    return pl.DataFrame({"sample_id": samples["sample_id"], "split": np.array(PARTS)[part[row]]}).sort("sample_id")
 
 
 def _drawn_exactly(per_class: NDArray[np.int64], fractions: NDArray[np.float64], key: NDArray[np.uint64]) -> Parts:
@@ -241,6 +240,5 @@ def assign(scheme: Scheme, samples: pl.DataFrame, labels: Mapping[str, pl.DataFr
         return split
     if scheme.stratify is None:
         return grouped_stratified(samples, fractions=scheme.fractions, seed=seed)
-    label = labels[scheme.stratify].select("sample_id", stratum="value")
-    samples = samples.join(label, on="sample_id", how="left")
+    samples = samples.join(labels[scheme.stratify].select("sample_id", stratum="value"), on="sample_id", how="left")
     return grouped_stratified(samples, fractions=scheme.fractions, seed=seed, stratum="stratum")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mrpipe import keyed
 from mrpipe.text.base import Floats, Offsets, flatten, unit_rows
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -98,14 +99,10 @@ def hashed_counts(tokens: Sequence[Sequence[str]], n_features: int = 2048) -> Fl
     flat, offsets = flatten(tokens)
     if not flat:
         return np.zeros((len(tokens), n_features), dtype=np.float32)
-    distinct, index = np.unique(np.asarray(flat, dtype=object).astype(str), return_inverse=True)
-    columns = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(_normal_form(w).encode(), digest_size=8).digest(), "little") % n_features
-            for w in distinct.tolist()
-        ],
-        dtype=np.int64,
-    )
+    words = list(set(flat))
+    hashed = keyed.id_keys(map(_normal_form, words)) % np.uint64(n_features)
+    column = dict(zip(words, hashed.astype(np.int64).tolist(), strict=True))
+    columns = np.fromiter(map(column.__getitem__, flat), dtype=np.int64, count=len(flat))
     rows = np.repeat(np.arange(len(tokens)), np.diff(offsets))
-    cells = np.bincount(rows * n_features + columns[index], minlength=len(tokens) * n_features)
+    cells = np.bincount(rows * n_features + columns, minlength=len(tokens) * n_features)
     return cells.reshape(len(tokens), n_features).astype(np.float32)

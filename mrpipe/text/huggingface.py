@@ -74,10 +74,8 @@ class HuggingFace(PieceEncoder):
         if not any(path for name in TOKENISERS for path in root.glob(name)):
             raise ValueError(f"no tokeniser ({', '.join(TOKENISERS)})")
         # Byte-level tokenisers (RoBERTa) begin words, unlike sentences, with a space.
-        self._tokenizers = [
-            AutoTokenizer.from_pretrained(str(root), local_files_only=True, **extra)
-            for extra in ({}, {"add_prefix_space": True})
-        ]
+        extras: tuple[dict[str, bool], ...] = ({}, {"add_prefix_space": True})
+        self._tokenizers = [AutoTokenizer.from_pretrained(str(root), local_files_only=True, **e) for e in extras]
         if not self._tokenizers[1].is_fast:
             raise ValueError("a slow tokeniser, which does not know the words of its pieces; save tokenizer.json")
         if len(self._tokenizers[0]) > config.get("vocab_size", len(self._tokenizers[0])):

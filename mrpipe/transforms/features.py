@@ -7,7 +7,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from mrpipe.errors import UsageError
@@ -117,6 +116,8 @@ class TfidfSvd(Encoded):
 
     @classmethod
     def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Self:
+        from sklearn.utils.extmath import randomized_svd  # half a second, for counts only
+
         document_frequency = (np.nan_to_num(x) > 0).sum(axis=0)
         idf = (np.log((1 + len(x)) / (1 + document_frequency)) + 1).astype(np.float32)
         weighted = cls._weigh(x, idf)
@@ -194,6 +195,5 @@ class FeatureTransform:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        return cls(
-            tuple((decode_array(g["columns"]), _STEPS[g["step"]["kind"]].from_dict(g["step"])) for g in value["groups"])
-        )
+        groups = ((decode_array(g["columns"]), g["step"]) for g in value["groups"])
+        return cls(tuple((columns, _STEPS[step["kind"]].from_dict(step)) for columns, step in groups))

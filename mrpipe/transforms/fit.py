@@ -126,17 +126,9 @@ class Transforms:
         return self.of(name).apply(arrays)
 
     def to_json(self) -> str:
-        value = {
-            "format": FORMAT,
-            "store_id": self.store_id,
-            "scheme": self.scheme,
-            "modalities": {
-                n: {"shape": list(self.shapes[n]), "transform": t.to_dict()} for n, t in sorted(self.fitted.items())
-            },
-            "features": dict(self.features),
-            **self.settings,
-        }
-        return json.dumps(value, sort_keys=True) + "\n"
+        fitted = {n: {"shape": list(self.shapes[n]), "transform": t.to_dict()} for n, t in self.fitted.items()}
+        value = {"format": FORMAT, "store_id": self.store_id, "scheme": self.scheme, "modalities": fitted}
+        return json.dumps(value | {"features": dict(self.features), **self.settings}, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:

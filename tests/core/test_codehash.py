@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mrpipe.codehash
-from mrpipe.codehash import closure, code_hash
+from mrpipe.codehash import code_hash, reached
 from mrpipe.errors import UsageError
 
 FILES = {
@@ -53,24 +53,28 @@ def edit(root: Path, name: str, old: str, new: str) -> None:
 
 
 def test_closure_follows_lazy_relative_and_aliased_imports(project: Path) -> None:
-    assert closure("mrpipe.store", root=project) == ["mrpipe.masks", "mrpipe.store"]
-    assert closure("mrpipe.readers.text", root=project) == [
+    assert sorted(reached("mrpipe.store", root=project)) == ["mrpipe.masks", "mrpipe.store"]
+    assert sorted(reached("mrpipe.readers.text", root=project)) == [
         "mrpipe.masks",
         "mrpipe.readers.common",
         "mrpipe.readers.text",
     ]
-    assert closure("mrpipe.readers.audio", root=project) == ["mrpipe.masks", "mrpipe.readers.audio"]
-    assert closure("moe_retriever.train", root=project) == ["moe_retriever.train", "mrpipe.masks", "mrpipe.store"]
-    assert closure("mrpipe.dynamic", root=project) == ["mrpipe.dynamic", "mrpipe.masks"]
+    assert sorted(reached("mrpipe.readers.audio", root=project)) == ["mrpipe.masks", "mrpipe.readers.audio"]
+    assert sorted(reached("moe_retriever.train", root=project)) == [
+        "moe_retriever.train",
+        "mrpipe.masks",
+        "mrpipe.store",
+    ]
+    assert sorted(reached("mrpipe.dynamic", root=project)) == ["mrpipe.dynamic", "mrpipe.masks"]
 
 
 def test_imports_for_type_checking_only_do_not_count(project: Path) -> None:
-    assert closure("mrpipe.typed", root=project) == ["mrpipe.typed"]
+    assert sorted(reached("mrpipe.typed", root=project)) == ["mrpipe.typed"]
 
 
 def test_package_is_included_if_something_is_imported_from_it(project: Path) -> None:
-    assert "mrpipe.readers.audio" in closure("mrpipe.readers", root=project)
-    assert "mrpipe.readers.audio" not in closure("mrpipe.readers.text", root=project)
+    assert "mrpipe.readers.audio" in reached("mrpipe.readers", root=project)
+    assert "mrpipe.readers.audio" not in reached("mrpipe.readers.text", root=project)
 
 
 @pytest.mark.parametrize(
@@ -145,3 +149,85 @@ def test_hash_is_independent_of_the_process() -> None:
         for seed in ("0", "1")
     }
     assert found == {code_hash("mrpipe.store.masks", "mrpipe.store.parquet") + "\n"}
+
+
+LIBRARY = {
+    "mrpipe/entry.py": "from mrpipe.api import run as start\nfrom mrpipe import tools\n\n\ndef step():\n"
+    "    from mrpipe.lazy import late\n    return start(late(), tools.used(), LIMIT)\n\nLIMIT = 1\nOTHER = 2\n",
+    "mrpipe/api/__init__.py": "from .inner import go as run\nfrom .inner import stop\n",
+    "mrpipe/api/inner.py": "import dataclasses\nfrom mrpipe.bases import Base, unused\n\n\ndef hint(x): return x\n\n\n"
+    "DEFAULT = 3\n\n\n@dataclasses.dataclass\nclass Item(Base):\n    size: int = DEFAULT\n\n\n"
+    "def go(a, b, c, n=DEFAULT) -> Item:\n    return Item(n)\n\n\ndef stop():\n    return 0\n",
+    "mrpipe/bases.py": "class Base:\n    kind = 'a'\n\n\ndef unused():\n    return 1\n",
+    "mrpipe/tools.py": "TABLE = {}\n\n\ndef used():\n    return TABLE\n\n\ndef spare():\n    return 5\n\n\n"
+    "TABLE['x'] = 6\n",
+    "mrpipe/lazy.py": "FILE = 'late.csv'\n\n\ndef late():\n    return FILE\n\n\ndef early():\n    return 'early.csv'\n",
+    "mrpipe/late.csv": "1",
+    "mrpipe/early.csv": "1",
+    "mrpipe/registry.py": "ALL = []\n\n\ndef register(f):\n    ALL.append(f)\n    return f\n\n\ndef every():\n"
+    "    from mrpipe import plugin\n    return ALL\n",
+    "mrpipe/plugin.py": "from mrpipe.registry import register\n\n\n@register\ndef one():\n    return 7\n\n\n"
+    "VALUE = register(8)\n\n\ndef none():\n    return 9\n",
+    "mrpipe/objects.py": "import mrpipe.lazy as m\n\n\ndef get(name):\n    return getattr(m, name)\n\n\n"
+    "def own(name):\n    return globals()[name]\n\n\ndef hidden():\n    return 10\n",
+    "mrpipe/dotted.py": "import mrpipe.lazy\n\n\ndef f():\n    return mrpipe.lazy.late()\n",
+    "mrpipe/starred.py": "from mrpipe.lazy import *\n\n\ndef f():\n    return late()\n",
+}
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    for name, text in LIBRARY.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "mrpipe/__init__.py").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("entry", "file", "old", "new", "counts"),
+    [
+        ("entry:step", "entry.py", "LIMIT = 1", "LIMIT = 11", True),
+        ("entry:step", "entry.py", "OTHER = 2", "OTHER = 22", False),
+        ("entry:step", "entry.py", "import run as start", "import stop as start", True),
+        ("entry:step", "api/__init__.py", "import go as run", "import stop as run", True),
+        ("entry:step", "api/inner.py", "return Item(n)", "return Item(-n)", True),
+        ("entry:step", "api/inner.py", "return 0", "return 00", False),
+        ("entry:step", "api/inner.py", "return 0", "return 2", False),
+        ("entry:step", "api/inner.py", "DEFAULT = 3", "DEFAULT = 33", True),
+        ("entry:step", "api/inner.py", "@dataclasses.dataclass", "@dataclasses.dataclass(frozen=True)", True),
+        ("entry:step", "api/inner.py", "import dataclasses", "import attr as dataclasses", True),
+        ("entry:step", "api/inner.py", "return x", "return -x", False),
+        ("entry:step", "bases.py", "kind = 'a'", "kind = 'b'", True),
+        ("entry:step", "bases.py", "return 1", "return 11", False),
+        ("entry:step", "tools.py", "return TABLE", "return dict(TABLE)", True),
+        ("entry:step", "tools.py", "return 5", "return 55", False),
+        ("entry:step", "tools.py", "= 6", "= 66", True),
+        ("entry:step", "lazy.py", "return FILE", "return FILE * 2", True),
+        ("entry:step", "lazy.py", "return 'early.csv'", "return ''", False),
+        ("entry:step", "late.csv", "1", "2", True),
+        ("entry:step", "early.csv", "1", "2", False),
+        ("registry:every", "plugin.py", "return 7", "return 77", True),
+        ("registry:every", "plugin.py", "register(8)", "register(88)", True),
+        ("registry:every", "plugin.py", "return 9", "return 99", False),
+        ("objects:get", "lazy.py", "return 'early.csv'", "return ''", True),
+        ("objects:get", "objects.py", "return 10", "return 1010", False),
+        ("objects:own", "objects.py", "return 10", "return 1010", True),
+        ("dotted:f", "lazy.py", "return FILE", "return FILE * 2", True),
+        ("starred:f", "lazy.py", "return FILE", "return FILE * 2", True),
+    ],
+)
+def test_only_an_edit_of_reachable_code_changes_the_hash(
+    library: Path, entry: str, file: str, old: str, new: str, counts: bool
+) -> None:
+    before = hash_now(library, f"mrpipe.{entry}")
+    edit(library, f"mrpipe/{file}", old, new)
+    assert (hash_now(library, f"mrpipe.{entry}") != before) == counts
+
+
+def test_no_base_class_of_the_project_registers_its_subclasses() -> None:
+    root = Path(__file__).parents[2]
+    files = [f for folder in ("mrpipe", "model") for f in (root / folder).rglob("*.py") if f.name != "codehash.py"]
+    hooks = ("__init_subclass__", "__subclasses__", "metaclass=")
+    assert [f.name for f in files if any(hook in f.read_text() for hook in hooks)] == []

@@ -54,4 +54,4 @@ def test_the_configuration_is_planned(home: Path) -> None:
         if "--profile" not in command:
             printed = mrpipe(command.split("   #")[0] + " -n", home)
             assert "rule seal" in printed
-            assert len(re.findall("rule train:", printed)) == (0 if "stores" in command else 9)
+            assert len(re.findall("rule (?:cpu_)?cells:", printed)) == (0 if "stores" in command else 7)

@@ -18,7 +18,7 @@ from mrpipe.errors import DataError, FaultCollector, StorageError, reason
 from mrpipe.experiment.truth import NAME, read_best
 from mrpipe.forms import recognise
 from mrpipe.reading import reading
-from mrpipe.stages.cohort import require_unchanged
+from mrpipe.stages.reads import require_unchanged
 from mrpipe.store.publish import hidden_folder
 from mrpipe.store.reader import open_store
 

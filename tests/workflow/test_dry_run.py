@@ -18,8 +18,7 @@ def store_jobs(dataset: str, modalities: tuple[str, ...], *, simulated: bool = T
 
 def run_jobs(name: str, mask: str = "mcar-p0.3-seed0") -> list[str]:
     """Jobs of an experiment with one run, on the store of the same name."""
-    run = f"{name} moe_retriever 0"
-    return [f"mask {name} {mask}", f"settings {name}", f"train {run}", f"evaluate {run}"]
+    return [f"mask {name} {mask}", f"settings {name}", f"cells {name}/moe_retriever/seed0"]
 
 
 ENDS = ["all", "report_page"]
@@ -53,6 +52,16 @@ def test_only_requested_modalities_are_ingested(snakemake: Any, tmp_path: Path, 
     assert outcome.jobs == sorted([*store_jobs("mosi", ("text", "audio")), "stores"]), outcome.text
 
 
+@pytest.mark.parametrize("modalities", [("lab", "lab_summary"), ("lab_summary",), ("lab",)])
+def test_one_pass_over_the_measurements_serves_both_of_their_modalities(
+    snakemake: Any, tmp_path: Path, modalities: tuple[str, ...]
+) -> None:
+    mimic = {"raw": "simulated", "modalities": [*modalities], "options": {"n_shards": 2}}
+    outcome = snakemake("stores", "-n", folder=tmp_path, config={"datasets": {"mimic": mimic}})
+    parts = [f"prepare mimic lab {part} 2" for part in range(2)]
+    assert outcome.jobs == sorted([*store_jobs("mimic", modalities), *parts, "stores"]), outcome.text
+
+
 def test_modality_subset_uses_the_full_store(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     experiment = tiny["experiments"]["mosi"] | {"modalities": ["text", "audio"]}
     config = {"datasets": {"mosi": tiny["datasets"]["mosi"]}, "experiments": {"mosi": experiment}}
@@ -64,8 +73,9 @@ def test_modality_subset_uses_the_full_store(snakemake: Any, tmp_path: Path, tin
 def test_transforms_of_an_experiment_reach_the_training(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["experiments"]["mosi"]["transforms"] = {"scale": "minmax", "clip": 10, "svd_dim": 64}
     outcome = snakemake("-n", "-p", folder=tmp_path, config=tiny)
-    trained = [line for line in outcome.text.splitlines() if "mrpipe train" in line]
-    assert ["--transform scale=minmax svd_dim=64 --set " in line for line in sorted(trained)] == [False, True]
+    trained = [line for line in outcome.text.splitlines() if "mrpipe cells" in line]
+    options = '"--transform", "scale=minmax", "svd_dim=64", "--set", '
+    assert [options in line for line in sorted(trained)] == [False, True]
     assert "--transform" not in sorted(trained)[0]
 
 

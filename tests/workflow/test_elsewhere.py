@@ -84,7 +84,7 @@ rule mine:
 """)
 
 
-@pytest.mark.parametrize(("rename", "rule"), [("", "train"), (" as mr_*", "mr_train")])
+@pytest.mark.parametrize(("rename", "rule"), [("", "cells"), (" as mr_*", "mr_cells")])
 def test_the_workflow_can_be_a_module(project: Path, user_folder: Path, rename: str, rule: str) -> None:
     write_module_use(user_folder, project, rename)
     text = call([sys.executable, "-P", "-m", "snakemake", "mine", "--cores", "2", "-n"], user_folder, "")

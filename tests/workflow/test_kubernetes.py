@@ -136,11 +136,11 @@ def test_pod_has_the_volume_and_a_gpu(
     assert {"name": "mrpipe", "mountPath": "/store"} in container["volumeMounts"]
     assert {"name": "mrpipe", "persistentVolumeClaim": {"claimName": "mrpipe"}} in pod["volumes"]
     assert pod["serviceAccountName"] == "mrpipe"
-    # Training and evaluation share one pod with one GPU; limits equal requests.
+    # A training and its evaluation are one job with one GPU; limits equal requests.
     asked, limits = container["resources"]["requests"], container["resources"]["limits"]
     assert (limits["cpu"], limits["memory"], limits["nvidia.com/gpu"]) == ("1000m", "8000M", "1")
     assert (asked["memory"], asked["nvidia.com/gpu"]) == ("8000M", "1")
-    assert "--target-jobs 'evaluate:" in container["args"][1] or "--target-jobs 'train:" in container["args"][1]
+    assert "--target-jobs 'cells:" in container["args"][1]
     # Pods fetch the sources from the volume.
     (sources,) = re.findall(r"--deploy-sources (\S+)", container["args"][1])
     assert sources.startswith(str(volume))

@@ -25,7 +25,7 @@ STAGES = (
     "logs/mosi/verify.log",
     "logs/mosi/mask_mcar-p0.3-seed0.log",
     "runs/mosi/moe_retriever/seed0/.resume.pt",
-    "logs/mosi/moe_retriever_seed0_evaluate.log",
+    "runs/mosi/moe_retriever/seed0/predictions.parquet",
     "logs/report.log",
 )
 

@@ -9,7 +9,7 @@ import pytest
 
 from workflow.planning.progress import TEXTS, PlannedStep, Steps, shown
 
-TRAIN = [{"experiment": "mosi", "method": method, "seed": "0"} for method in ("late", "muse")]
+SEARCHES = [{"experiment": "mosi", "method": method} for method in ("late", "muse")]
 
 
 def record(event: str, job: int = 0, message: str = "", level: int = logging.INFO, **more: Any) -> logging.LogRecord:
@@ -37,8 +37,9 @@ def run(steps: Steps, clock: Clock, job: int, seconds: float) -> None:
     [
         ("ingest", {"dataset": "adni", "modality": "image"}, "adni: image features"),
         ("prepare", {"dataset": "adni", "modality": "image", "part": "0", "total": "4"}, "adni: image, part 1 of 4"),
-        ("train", {"experiment": "e", "method": "muse-0d24c5a1", "seed": "2"}, "e: training of MUSE, seed 2"),
-        ("train", {"experiment": "e", "method": "moe_retriever", "seed": "2"}, "e: training of MoE-Retriever, seed 2"),
+        ("search", {"experiment": "e", "method": "muse-0d24c5a1"}, "e: hyper-parameter search of MUSE"),
+        ("cost", {"experiment": "e", "method": "moe_retriever"}, "e: cost of MoE-Retriever"),
+        ("cells", {"batch": "e: MUSE, seed 2", "method": "muse-0d24c5a1"}, "e: MUSE, seed 2"),
         ("mask", {"dataset": "m", "mask": "mcar-p0.3-seed0"}, "m: simulated missingness: MCAR, p0.3, seed0"),
         ("report_page", {}, "report"),
         ("my_rule", {"dataset": "mine"}, "mine: my rule"),
@@ -58,7 +59,7 @@ def test_every_rule_is_described(project: Path) -> None:
 
 def test_a_line_has_the_run_time_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    jobs = {i: PlannedStep("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
+    jobs = {i: PlannedStep("search", wildcards) for i, wildcards in enumerate(SEARCHES * 3)}
     steps = Steps(jobs | {9: PlannedStep("report_page", {})}, {}, output="steps", clock=clock)
     run(steps, clock, 0, 30)
     run(steps, clock, 1, 60)
@@ -67,16 +68,16 @@ def test_a_line_has_the_run_time_and_the_time_left(capsys: pytest.CaptureFixture
     run(steps, clock, 9, 1)
     assert capsys.readouterr().err.splitlines() == [
         # The report, of which nothing is known yet, counts as much as the mean of the others.
-        "[1/7] mosi: training of late, seed 0, 30 s; about 3 min left",
-        "[2/7] mosi: training of MUSE, seed 0, 60 s; about 4 min left",
-        "[3/7] mosi: training of late, seed 0, 30 s; about 3 min left",
+        "[1/7] mosi: hyper-parameter search of late, 30 s; about 3 min left",
+        "[2/7] mosi: hyper-parameter search of MUSE, 60 s; about 4 min left",
+        "[3/7] mosi: hyper-parameter search of late, 30 s; about 3 min left",
         "[4/7] report, 1 s; about 3 min left",
     ]
 
 
 def test_time_left_follows_similar_steps_and_the_number_that_run_at_a_time() -> None:
     clock = Clock()
-    jobs = {i: PlannedStep("train", wildcards) for i, wildcards in enumerate(TRAIN * 3)}
+    jobs = {i: PlannedStep("search", wildcards) for i, wildcards in enumerate(SEARCHES * 3)}
     steps = Steps(jobs, {}, output="quiet", clock=clock)
     assert steps.seconds_left() is None
     run(steps, clock, 0, 30)
@@ -94,15 +95,20 @@ def test_time_left_follows_similar_steps_and_the_number_that_run_at_a_time() -> 
 
 def test_a_failed_step_shows_the_end_of_its_own_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = Steps(
-        {1: PlannedStep("train", TRAIN[0]), 2: PlannedStep("train", TRAIN[1])}, {}, output="quiet", clock=Clock()
+        {1: PlannedStep("search", SEARCHES[0]), 2: PlannedStep("search", SEARCHES[1])},
+        {},
+        output="quiet",
+        clock=Clock(),
     )
     log = tmp_path / "train.log"
     log.write_text("".join(f"line {i}\n" for i in range(40)))
     steps.emit(record("job_error", 1, log=[str(tmp_path / "none.log"), str(log)]))
     text = capsys.readouterr().err
-    assert text.startswith(f"FAILED  mosi: training of late, seed 0\n    {log}:\n    line 28\n")
+    assert text.startswith(f"FAILED  mosi: hyper-parameter search of late\n    {log}:\n    line 28\n")
     assert text.endswith("    line 39\n")
-    assert "failed at mosi: training of late, seed 0; 0 of 2 steps finished. Full log: x.log\n" in steps.ending("x.log")
+    assert "failed at mosi: hyper-parameter search of late; 0 of 2 steps finished. Full log: x.log\n" in steps.ending(
+        "x.log"
+    )
     steps.emit(record("job_finished", 1))  # the second attempt
     assert "interrupted; 1 of 2 steps finished" in steps.ending("x.log")
     steps.emit(record("", message="Terminating processes on user request, this might take some time."))
@@ -117,7 +123,7 @@ def test_a_failed_step_shows_the_end_of_its_own_log(tmp_path: Path, capsys: pyte
         ("Building DAG of jobs...", logging.INFO, "", False),
         ("Nothing to be done (all requested files are present and up to date).", logging.INFO, "", True),
         ("Job 8 has been submitted with SLURM jobid 3 (log: 3.log).", logging.INFO, "", True),
-        ("Error in rule train, jobid: 3", logging.ERROR, "job_error", False),
+        ("Error in rule cells, jobid: 3", logging.ERROR, "job_error", False),
         ("RuleException:\nCalledProcessError in file", logging.ERROR, "error", False),
         ("MissingInputException in rule verify", logging.ERROR, "error", True),
         ("You have overwritten a rule", logging.WARNING, "", True),
@@ -129,7 +135,7 @@ def test_other_messages_of_snakemake(message: str, level: int, event: str, print
 
 def test_no_time_is_given_while_too_few_kinds_of_steps_are_known() -> None:
     clock = Clock()
-    rules = ("check", "cohort", "verify", "train")
+    rules = ("check", "cohort", "verify", "search")
     steps = Steps(
         {i: PlannedStep(rule, {"dataset": "a"}) for i, rule in enumerate(rules)}, {}, output="steps", clock=clock
     )

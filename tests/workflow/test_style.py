@@ -27,7 +27,7 @@ def test_snakefmt(project: Path) -> None:
 def test_rulegraph_contains_the_main_rules(snakemake: Any, tmp_path: Path, tiny: dict[str, Any]) -> None:
     outcome = snakemake("--rulegraph", "mermaid-js", folder=tmp_path, config=tiny)
     assert outcome.code == 0, outcome.text
-    for rule in ("simulate", "check", "cohort", "ingest", "samples", "split", "seal", "verify", "mask", "train"):
+    for rule in ("simulate", "check", "cohort", "ingest", "samples", "split", "seal", "verify", "mask", "cells"):
         assert f"[{rule}]" in outcome.text or f'"{rule}"' in outcome.text, outcome.text
 
 

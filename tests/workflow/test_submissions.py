@@ -66,11 +66,12 @@ def test_thousands_of_scans_are_planned_fast_and_in_few_submissions(tmp_path: Pa
         _, process.returncode, used = os.wait4(process.pid, 0)
     text = (tmp_path / "out.txt").read_text()
     assert process.returncode == 0, text[-2000:]
-    assert len(re.findall(r"^ *rule prepare:", text, flags=re.MULTILINE)) == 2500 + 2 * 64
-    # 100 groups of 25 scans, 16 of 8 shards; simulate, check and cohort in one; samples to verify in one; the report.
+    assert len(re.findall(r"^ *rule prepare:", text, flags=re.MULTILINE)) == 2500 + 64
+    # 100 groups of 25 scans, 8 of 8 shards, which serve lab and lab_summary; simulate, check and cohort in one; samples
+    # to verify in one; the report.
     assert groups(text) - Counter(all=1) == {
         "scans": 100,
-        "shards": 16,
+        "shards": 8,
         "export": 2,
         "ingest": 8,
         "image_qc": 1,
@@ -114,7 +115,7 @@ def submitted(calls: Path) -> dict[str, list[dict[str, str]]]:
 def test_submission_requests_the_combined_resources_of_its_jobs(
     tmp_path: Path, project: Path, cluster: dict[str, str]
 ) -> None:
-    # All inputs of the `prepare` and `train` jobs exist.
+    # All inputs of the `prepare` and `cells` jobs exist.
     for path in ("stores/sealed/manifest.json", "verified/sealed.txt", "runs/few/settings.json"):
         (tmp_path / "results" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "results" / path).write_text("{}")
@@ -148,8 +149,8 @@ def test_submission_requests_the_combined_resources_of_its_jobs(
     assert {name: len(of_group) for name, of_group in jobs.items()} == {
         "rule_scans_prepare": 2,
         "rule_shards_prepare": 1,
-        "rule_cells_evaluate_train": 1,
-        "rule_cpu_cells_evaluate_train": 1,
+        "rule_cells_cells": 1,
+        "rule_cpu_cells_cpu_cells": 1,
     }, (tmp_path / "out.txt").read_text()
     # 25 parts with one thread, 2.5 GB and six hours (120 scans) each, eight at a time.
     scans, again = jobs["rule_scans_prepare"]
@@ -158,18 +159,12 @@ def test_submission_requests_the_combined_resources_of_its_jobs(
     assert asked(again) == asked(scans) | {"mem": "40000"}
     shards = jobs["rule_shards_prepare"][0]
     assert asked(shards) == {"cpus": "8", "mem": "16000", "minutes": "360", "partition": "cpu", "gpus": None}
-    # The two cells of a submission use its GPU one after the other: 2 × (12 + 2) hours.
-    cells = jobs["rule_cells_evaluate_train"][0]
+    # The two jobs of a submission use its GPU one after the other: 2 × 14 hours.
+    cells = jobs["rule_cells_cells"][0]
     assert asked(cells) == {"cpus": "1", "mem": "8000", "minutes": "1680", "partition": "gpu", "gpus": "1"}
-    # Those of a method without gradient steps need none.
-    cells = jobs["rule_cpu_cells_evaluate_train"][0]
-    assert asked(cells) | {"minutes": ""} == {
-        "cpus": "2",
-        "mem": "16000",
-        "minutes": "",
-        "partition": "cpu",
-        "gpus": None,
-    }
+    # Those of a method without gradient steps need none, and are one job.
+    cells = jobs["rule_cpu_cells_cpu_cells"][0]
+    assert asked(cells) == {"cpus": "1", "mem": "8000", "minutes": "120", "partition": "cpu", "gpus": None}
 
 
 def asked(options: dict[str, str]) -> dict[str, str | None]:

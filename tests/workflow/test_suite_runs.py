@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
+from workflow.planning.batches import files_of, make_batches
 from workflow.planning.plan import make_plan
 from workflow.planning.progress import PlannedStep, Steps
 from workflow.planning.runs import PlannedRun
@@ -86,7 +87,7 @@ def test_repaired_suite_runs_only_the_missing_cell(snakemake: Any, failed: Any) 
     assert outcome.code == 0, outcome.text
     # Executed rules: the new cell, its search and the table.
     done = set(re.findall(r"^(?:local)?rule (\w+):$", outcome.text, flags=re.MULTILINE))
-    assert done == {"mine", "suite_settings", "search", "train", "evaluate", "render", "suite_report"}
+    assert done == {"mine", "suite_settings", "search", "cells", "render", "suite_report"}
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert "not finished" not in (folder / "results/suites/mine/table.md").read_text()
     page = (folder / "results/suites/mine/report/index.html").read_text()
@@ -98,10 +99,10 @@ def test_repaired_suite_runs_only_the_missing_cell(snakemake: Any, failed: Any) 
 
 
 def test_suite_with_the_name_of_a_rule_is_rejected(snakemake: Any, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"suites": {"train": MINE}}))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"suites": {"cells": MINE}}))
     outcome = snakemake("-n", folder=tmp_path, config=CONFIG)
     assert outcome.code != 0
-    assert "suites.train: the workflow has a rule of this name" in outcome.text
+    assert "suites.cells: the workflow has a rule of this name" in outcome.text
 
 
 PROTOCOLS = ["same", "patterns", {"p": [0.3, 0.5]}, {"store": "other", "p": 0.3}]
@@ -119,9 +120,7 @@ def test_protocols_share_the_trainings(snakemake: Any, tmp_path: Path) -> None:
     outcome = snakemake("mine", "-n", "--quiet", "rules", folder=tmp_path, config=with_protocols(tmp_path))
     assert outcome.code == 0, outcome.text
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", outcome.text, flags=re.MULTILINE)}
-    assert counts["train"] == 2
-    # The own test split, all patterns, two rates, and the other store.
-    assert counts["evaluate"] == 2 * 5
+    assert counts["cpu_cells"] == 2
     assert counts["mask"] == 3
     assert counts["verify"] == 2
 
@@ -158,7 +157,10 @@ def test_paper_suite_is_planned(snakemake: Any, tmp_path: Path, size: str) -> No
     assert outcome.code == 0, outcome.text
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", outcome.text, flags=re.MULTILINE)}
     trained = {folder for part in suites.parts("paper") for folder in part.runs}
-    assert counts["train"] == counts["evaluate"] == len(trained)
+    batch_of = files_of(suites.batches.values())
+    n_batches = counts["cells"] + counts["cpu_cells"]
+    assert n_batches == len({batch_of[folder] for folder in trained})
+    assert n_batches < len(trained) / 8 or size == "full"
     assert counts.get("search", 0) == len({(r.experiment, r.label) for r in suites.runs.values() if r.trials})
     assert counts["render"] == len(suites.parts("paper")) == 11
     assert counts["seal"] == 4
@@ -214,31 +216,23 @@ class Record:
         return ""
 
 
-def steps_of(run: PlannedRun) -> list[PlannedStep]:
-    wildcards = {"experiment": run.experiment, "method": run.label}
-    return [
-        PlannedStep("search", wildcards),
-        *(PlannedStep(r, wildcards | {"seed": str(run.seed)}) for r in ("train", "evaluate")),
-    ]
-
-
 def test_a_failed_step_shows_the_end_of_the_log_of_this_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cells = {2: cell("slow", 1), 12: cell("slow", 2)}
-    jobs = {job - 2 + i: step for job, run in cells.items() for i, step in enumerate(steps_of(run))}
+    batches = make_batches([(cell("slow", seed), ["mine"]) for seed in (1, 2)], per_job=None, small=False)
+    of_job = dict(zip((2, 12), batches.values(), strict=True))
+    jobs = {job: PlannedStep("cells", {"batch": str(batch)}) for job, batch in of_job.items()}
     log = tmp_path / "log"
     log.write_text("the training failed\n")
-    steps = Steps(jobs, cells)
-    steps.emit(Record("job_error", 1, (str(log),)))  # type: ignore[arg-type]
-    printed = f"FAILED  e: training of slow, seed 1\n    {log}:\n    the training failed\n"
-    assert capsys.readouterr().err == printed
-    steps = Steps(jobs, cells)
-    steps.emit(Record("job_info", 1))  # type: ignore[arg-type]
+    steps = Steps(jobs, of_job)
+    steps.emit(Record("job_error", 2, (str(log),)))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == f"FAILED  e: slow, seed 1\n    {log}:\n    the training failed\n"
+    steps = Steps(jobs, of_job)
+    steps.emit(Record("job_info", 2))  # type: ignore[arg-type]
     os.utime(log, (0, 0))
-    steps.emit(Record("job_error", 1, (str(log),)))  # type: ignore[arg-type]
-    assert capsys.readouterr().err == "FAILED  e: training of slow, seed 1\n"
-    assert steps.unfinished() == [*cells.values()]
-    for job in (1, 2, 99):
+    steps.emit(Record("job_error", 2, (str(log),)))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "FAILED  e: slow, seed 1\n"
+    assert steps.unfinished() == [*of_job.values()]
+    for job in (2, 99):
         steps.emit(Record("job_finished", job))  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
-    assert steps.unfinished() == [cells[12]]
+    assert steps.unfinished() == [of_job[12]]
     assert "failed at" not in steps.ending("log")

@@ -26,7 +26,7 @@ def train_arguments(run: PlannedRun) -> list[str]:
     arguments += ["--task", run.task] if run.task else []
     arguments += ["--scheme", run.scheme] if run.scheme else []
     arguments += ["--modalities", *run.modalities] if run.modalities else []
-    return arguments + set_arguments(run.transforms, "--transform") + set_arguments(run.overrides)
+    return arguments + set_arguments(run.transforms, "--transform") + set_arguments(dict(sorted(run.overrides.items())))
 
 
 def protocol_arguments(run: PlannedRun, mask: Iterable[str], store: str) -> list[str]:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from moe_retriever.catalogue import names as method_names
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.errors import MrpipeError, UsageError, did_you_mean
 from mrpipe.experiment.missingness import Missingness
-from mrpipe.options import non_default_fields, parse_options
+from mrpipe.options import normalised, parse_options, step_values
 from mrpipe.reading import read_json
 from mrpipe.schema import Dataset
+from mrpipe.stages.reads import is_read
 from mrpipe.transforms.options import TransformOptions
 
 from .runs import PlannedRun, masks_of
@@ -47,6 +49,7 @@ class StorePlan:
         sealed: path of an existing sealed store.
         modalities: names in bit order; for a sealed store, taken from its manifest.
         tasks: names of the labels, the default first.
+        options, simulation: as the user requests them, without defaults, sorted by name.
         schemes: split scheme → `seed` and `ids`.
     """
 
@@ -60,6 +63,16 @@ class StorePlan:
     tasks: tuple[str, ...]
     schemes: Mapping[str, Mapping[str, Any]]
 
+    def options_of(self, step: str) -> dict[str, Any]:
+        """The options that a step reads, without defaults, sorted by name; `check` reads all."""
+        read = self.options if step == "check" else step_values(self.parsed, step)
+        return {name: value for name, value in self.options.items() if name in read}
+
+    @cached_property
+    def parsed(self) -> Any:
+        """The reader options as the dataset's dataclass."""
+        return parse_options(self.dataset.options, self.options, context=self.name)
+
     @property
     def simulated(self) -> bool:
         return self.raw is None and self.sealed is None
@@ -71,15 +84,6 @@ class StorePlan:
         of_manifest = self.sealed is not None and self.dataset.resolve is not None
         readers = self.dataset.modalities
         return self.modalities if of_manifest else tuple(sorted(readers, key=lambda m: readers[m].bit))
-
-    @property
-    def declaration(self) -> list[str]:
-        """Hash of the modalities, tasks and schemes that a file of the export declares; empty without such a file."""
-        d = self.dataset
-        if d.resolve is None or self.raw is None:
-            return []
-        said = [f"{name} {reader.bit} {reader.read!r}" for name, reader in d.modalities.items()]
-        return [hashlib.sha256("\n".join([*said, repr(d.tasks), repr(d.schemes)]).encode()).hexdigest()[:16]]
 
     @property
     def declared(self) -> list[str]:
@@ -170,11 +174,11 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
         raise ConfigError([f"{place}.dataset: no dataset {kind!r}; known: {', '.join(dataset_names())}"])
     dataset = get_dataset(kind)
     faults: list[str] = []
-    options = None
+    options, plain = None, dict[str, dict[str, Any]]()
     for key, cls in (("options", dataset.options), ("simulation", dataset.simulation)):
         try:
-            parsed = parse_options(cls, entry[key], context=f"{place}.{key}")
-            options = parsed if key == "options" else options
+            plain[key] = normalised(cls, entry[key], context=f"{place}.{key}")
+            options = parse_options(cls, plain[key], context=place) if key == "options" else options
         except UsageError as error:
             faults.append(str(error))
     if raw not in (None, SIMULATED) and not Path(raw).is_dir():
@@ -207,6 +211,9 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
             faults.append(f"{place}.schemes: {dataset.name} has no scheme {scheme!r}; it has {known}, or set `ids`")
         if "ids" in settings and not Path(settings["ids"]).is_file():
             faults.append(f"{place}.schemes.{scheme}.ids: no file {settings['ids']!r}")
+    if dataset.default_scheme in schemes:
+        # Otherwise the first one is the default of the store.
+        schemes = dict(sorted(schemes.items()))
     if faults:
         raise ConfigError(faults)
     return StorePlan(
@@ -214,8 +221,7 @@ def plan_store(name: str, entry: Mapping[str, Any]) -> StorePlan:
         dataset=dataset,
         raw=None if raw == SIMULATED else raw,
         sealed=sealed,
-        options=entry["options"],
-        simulation=entry["simulation"],
+        **plain,
         modalities=modalities,
         tasks=tasks,
         schemes=schemes,
@@ -270,8 +276,7 @@ def unknown_name(place: str, kind: str, name: object, known: Iterable[str], owne
 
 def parse_transforms(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Non-default transform options of a `transforms` mapping, sorted by name."""
-    options = parse_options(TransformOptions, values, context=f"{place}.transforms")
-    return dict(sorted(non_default_fields(options).items()))
+    return normalised(TransformOptions, values, context=f"{place}.transforms")
 
 
 def _runs(name: str, entry: Mapping[str, Any], transforms: Mapping[str, Any]) -> Iterator[PlannedRun]:
@@ -299,16 +304,29 @@ def _runs(name: str, entry: Mapping[str, Any], transforms: Mapping[str, Any]) ->
         )
 
 
-def fingerprint(store: StorePlan) -> list[str]:
-    """Hash of the names, sizes and modification times of an export's files (two levels deep) and its options' files.
+def fingerprint(store: StorePlan, step: str) -> list[str]:
+    """Hash of names, sizes and modification times of the files that a step reads (three levels deep; `check`: all).
 
-    A change triggers a new check of the export. The check hashes the contents, so a file that was only touched
-    triggers no later step.
+    The files of the export that `Dataset.files` declares, and those that the options of the step name.
     """
     if store.raw is None:
         return []
-    raw = Path(store.raw)
-    named = [Path(value) for value in store.options.values() if isinstance(value, str) and value]
-    files = [f for f in [*raw.glob("*"), *raw.glob("*/*"), *named] if f.is_file()]
-    lines = sorted(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
-    return [hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]]
+    raw, options, files = Path(store.raw), store.options_of(step), _listing(store.raw)
+    texts = [value for value in options.values() if isinstance(value, str) and value]
+    named = [raw / part for text in texts for part in (text, text.partition(":")[2]) if part]
+    inside = [f for f in named if f.is_dir() for f in f.glob("*")]
+    lines = {line for file, line in files if step == "check" or is_read(store.dataset, step, store.parsed, file)}
+    lines |= {_state(f) for f in [*named, *inside] if f.is_file()}
+    return [hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]]
+
+
+@cache
+def _listing(raw: str) -> list[tuple[str, str]]:
+    """Path in the export and state of its files."""
+    found = (f for depth in ("*", "*/*", "*/*/*") for f in Path(raw).glob(depth) if f.is_file())
+    return [(f.relative_to(raw).as_posix(), _state(f)) for f in found]
+
+
+def _state(file: Path) -> str:
+    stat = file.stat()
+    return f"{file} {stat.st_size} {stat.st_mtime_ns}"

@@ -19,7 +19,7 @@ import yaml
 from moe_retriever.catalogue import method_title
 from moe_retriever.suites.published import NAMES
 
-from .runs import PlannedRun
+from .batches import CellBatch
 
 TEXTS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("steps.yaml").read_text(encoding="utf-8"))
 TAIL_LINES = 12
@@ -61,20 +61,20 @@ class Steps(logging.Handler):
 
     Args:
         steps: job id → step, for the jobs of this run.
-        cells: job id of the evaluation → cell of a suite.
+        batches: job id → cells of suites.
         output: steps to print finished steps as well.
     """
 
     def __init__(
         self,
         steps: Mapping[int, PlannedStep],
-        cells: Mapping[int, PlannedRun],
+        batches: Mapping[int, CellBatch],
         *,
         output: str = "",
         clock: Callable[[], float] = time.time,
     ):
         super().__init__()
-        self.steps, self._cells, self._output, self._clock = steps, cells, output, clock
+        self.steps, self._batches, self._output, self._clock = steps, batches, output, clock
         self._begun: dict[int, float] = {}
         self._done: dict[int, float] = {}
         self._failed: dict[int, str] = {}
@@ -133,9 +133,9 @@ class Steps(logging.Handler):
                 return "\n".join([f"    {log}:", *(f"    {line}" for line in lines[-TAIL_LINES:])])
         return ""
 
-    def unfinished(self) -> list[PlannedRun]:
-        """Cells of this run without results."""
-        return [run for job, run in self._cells.items() if job not in self._done]
+    def unfinished(self) -> list[CellBatch]:
+        """Batches of this run that did not finish; some of their cells may have."""
+        return [batch for job, batch in self._batches.items() if job not in self._done]
 
     def ending(self, log: str) -> str:
         """Last message of a run that did not succeed."""

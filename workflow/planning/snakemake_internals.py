@@ -12,11 +12,16 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+import snakemake.common
+import snakemake.rules
+import snakemake.workflow
+from snakemake.dag import DAG
 from snakemake.persistence.file import FilePersistence
 from snakemake.storage import flag_with_storage_object
 
@@ -32,6 +37,9 @@ class Internals:
         self._workflow = workflow
         self._modifier = workflow.modifier
         self._pathvars = workflow.pathvars
+        # Snakemake inspects the signature at each call of an input function: a tenth of its time for 10,000 jobs.
+        parameters = cache(snakemake.common.get_function_params)
+        snakemake.common.get_function_params = snakemake.rules.get_function_params = parameters
         # Jobs at a time on each GPU of this machine; a cluster hands out whole GPUs.
         self.jobs_per_gpu = 1
 
@@ -113,10 +121,32 @@ class Internals:
         if self._workflow.is_main_process:
             self.on_job_finished(Listener())
 
+    def force(self, files: Callable[[], Iterable[str]]) -> None:
+        """Rerun the jobs of these outputs if they are part of the run; --forcerun would request them as well."""
+
+        class Forcing(DAG):  # type: ignore[misc]
+            def __init__(self, *args: Any, forcefiles: Iterable[str] = (), **kwargs: Any):
+                super().__init__(*args, forcefiles={*forcefiles, *files()}, **kwargs)
+
+        if self._workflow.is_main_process:
+            snakemake.workflow.DAG = Forcing
+
     def follow_umask(self) -> None:
         """Write Snakemake's metadata with the permissions of the umask; it would let the group read and write them."""
         os.umask(umask := os.umask(0o077))
         FilePersistence._io_write.__defaults__ = (0o666 & ~umask,)
+
+    def examine_behind_ancient(self) -> None:
+        """Let Snakemake examine the jobs behind a job to run of which they take only `ancient` files.
+
+        Snakemake 9.27 leaves them out, even if their own parameters or code have changed: they would never run.
+        """
+        search = DAG.bfs
+
+        def examined(dag: Any, direction: Any, *jobs: Any, **options: Any) -> Any:
+            return search(dag, _Triggers(direction) if direction is dag.depending else direction, *jobs, **options)
+
+        DAG.bfs = examined
 
     def resume_interrupted(self) -> None:
         """Let the same command continue an interrupted run, without --rerun-incomplete and --unlock.
@@ -134,14 +164,24 @@ class Internals:
                 signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
             executor = kwargs.get("executor_plugin") or args[0]
             remove_stale_locks(Path(".snakemake"), register=not executor.common_settings.dryrun_exec)
-            limits = workflow.global_resources
-            if self.jobs_per_gpu > 1 and "gpu" in limits and executor.common_settings.local_exec:
+            gpus = workflow.global_resources.get("gpu")
+            if (n_gpus := getattr(gpus, "value", gpus)) is not None and executor.common_settings.local_exec:
                 # A job requests an integer, so the limit counts jobs.
-                workflow.register_resource("gpu", self.jobs_per_gpu * int(limits["gpu"].value))
+                workflow.register_resource("gpu", self.jobs_per_gpu * int(n_gpus))
             return execute(*args, **kwargs)
 
         if workflow.is_main_process:
             workflow.execute = resume
+
+
+class _Triggers:
+    """Job → the jobs that depend on it by a file that is not `ancient`."""
+
+    def __init__(self, depending: Mapping[Any, Mapping[Any, Any]]):
+        self._depending = depending
+
+    def __getitem__(self, job: Any) -> dict[Any, Any]:
+        return {d: files for d, files in self._depending[job].items() if not all(f.is_ancient for f in files)}
 
 
 def remove_stale_locks(folder: Path, *, register: bool) -> None:

@@ -20,6 +20,7 @@ from mrpipe.experiment.missingness import Missingness
 from mrpipe.fetch.download import FOLDER, catalogue
 from mrpipe.store.masks import combination_name
 
+from .batches import CellBatch, make_batches
 from .plan import (
     SIMULATED,
     ConfigError,
@@ -117,10 +118,17 @@ class Suites:
 
     @cached_property
     def runs(self) -> dict[str, PlannedRun]:
-        """All trainings and evaluations of all suites, by folder."""
-        names = [name for name in self.names if not self._not_fetched(name)]
-        cells = {folder: run for name in names for folder, run in self.suite(name).cells.items()}
-        return cells | {run.folder: replace(run, test=None) for run in cells.values()}
+        """All evaluations of all suites, by folder."""
+        known = (self.suite(name) for name in self.names if not self._not_fetched(name))
+        return {folder: run for suite in known for folder, run in suite.cells.items()}
+
+    @cached_property
+    def batches(self) -> dict[str, CellBatch]:
+        """The jobs that train and evaluate the cells of all suites, by name."""
+        of = {name: self.suite(name).runs for name in self.names if not self._not_fetched(name)}
+        needed = ((run, [name for name in of if tested in of[name]]) for tested, run in self.runs.items())
+        owned = (entry for entry in needed if entry[1])
+        return make_batches(owned, per_job=self._config.get("cells_per_job"), small=self.size == "smoke")
 
     @cached_property
     def first_seeds(self) -> dict[tuple[str, str], PlannedRun]:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 
@@ -59,9 +59,9 @@ def import_own_packages():
 import_own_packages()
 
 from moe_retriever.catalogue import gradient_steps, module_of as method_module
-from mrpipe.codehash import code_hash
+from mrpipe.codehash import code_hash, entry_of
 from mrpipe.errors import MrpipeError
-from mrpipe.stages.prepare import n_parts
+from mrpipe.stages.prepare import parts_of
 from mrpipe_planning.arguments import (
     benchmark_arguments,
     mask_arguments,
@@ -71,9 +71,10 @@ from mrpipe_planning.arguments import (
     settings_asked,
     train_arguments,
 )
+from mrpipe_planning.batches import files_of, incomplete_batches, make_batches
 from mrpipe_planning.plan import ConfigError, fingerprint, make_plan, schema_faults
-from mrpipe_planning.progress import PlannedStep, Steps, shown
 from mrpipe_planning.runs import mask_name
+from mrpipe_planning.progress import PlannedStep, Steps, shown
 from mrpipe_planning.snakemake_internals import Internals
 from mrpipe_planning.suite_cells import description
 from mrpipe_planning.suites import Suites
@@ -96,6 +97,7 @@ if IN_CHECKOUT:
 INTERNALS = Internals(workflow)
 INTERNALS.resume_interrupted()
 INTERNALS.follow_umask()
+INTERNALS.examine_behind_ancient()
 
 
 def planned():
@@ -112,6 +114,13 @@ def planned():
 
 
 PLAN, SUITES = planned()
+EXPERIMENTS = make_batches(
+    ((run, [run.experiment]) for run in PLAN.runs.values()), per_job=config.get("cells_per_job"), small=False
+)
+BATCH_OF = files_of(EXPERIMENTS.values())
+SUITE_BATCH_OF = cache(lambda: files_of(SUITES.batches.values()))
+# A batch of which a result was deleted runs again.
+INTERNALS.force(lambda: incomplete_batches(Path(path("<results>/batches"))))
 
 INTERNALS.limit_node(os.environ.get("SLURM_CPUS_PER_TASK"))
 INTERNALS.jobs_per_gpu = config["cells_per_gpu"]
@@ -128,9 +137,7 @@ wildcard_constraints:
     # method and its non-default settings.
     experiment="[A-Za-z0-9_.+-]+",
     method="[A-Za-z0-9_.-]+",
-    seed="[0-9]+",
-    # Folder of an evaluation under a protocol, within that of the cell; empty for the cell's own evaluation.
-    test="(?:tests/[^/]+/)?",
+    batch="[A-Za-z0-9_./+-]+",
     suite="[A-Za-z][A-Za-z0-9_]*",
 
 
@@ -176,8 +183,24 @@ def reader_name(wildcards):
     return store_plan(wildcards).dataset.name
 
 
-def reader_options(wildcards):
-    return set_arguments(store_plan(wildcards).options)
+def step_of(wildcards, rule):
+    """Name of a step in the declarations of its options and files, e.g. `lab.prepare`."""
+    return f"{wildcards.modality}.{rule}" if "modality" in wildcards.keys() else rule
+
+
+def reader_options(rule):
+    """The options that a step reads: other options do not rerun it."""
+    return lambda wildcards: set_arguments(store_plan(wildcards).options_of(step_of(wildcards, rule)))
+
+
+def export_files(rule):
+    """Hash of the state of the files of a real export that a step reads."""
+    return lambda wildcards: fingerprint(store_plan(wildcards), step_of(wildcards, rule))
+
+
+def simulated_export(wildcards):
+    """The flag file of a simulated export; a change of the simulation reruns every step that reads the export."""
+    return ["<results>/build/{dataset}/simulated"] * store_plan(wildcards).simulated
 
 
 # Non-default resources for reading a modality, set in <dataset>.smk: dataset → modality → threads, mem_mb, runtime, and
@@ -209,11 +232,6 @@ def job_group(name):
     return group
 
 
-def group_of_cell(wildcards):
-    """Methods without gradient steps use no GPU: separate submissions, which profiles can send elsewhere."""
-    return job_group("cells" if gradient_steps(run_plan(wildcards).method) else "cpu_cells")(wildcards)
-
-
 def group_of_parts(wildcards):
     return job_group(ingest_cost(wildcards, "group", "parts"))(wildcards)
 
@@ -224,20 +242,52 @@ def of_modalities(template):
 
 
 def modality_parts(wildcards):
-    """Files of the parts that a modality's reader joins; most readers have none."""
+    """Files of the parts that a modality's reader joins, which may be those of another modality; most have none."""
     store, modality = store_plan(wildcards), wildcards.modality
-    total = n_parts(store.dataset, modality, store.options)
-    return [f"<results>/build/{store.name}/parts/{modality}/{part}-of-{total}.parquet" for part in range(total)]
+    source, total = parts_of(store.dataset, modality, store.options)
+    return [f"<results>/build/{store.name}/parts/{source}/{part}-of-{total}.parquet" for part in range(total)]
+
+
+def batch_of(wildcards):
+    """The batch of experiments or of suites."""
+    return EXPERIMENTS.get(wildcards.batch) or SUITES.batches[wildcards.batch]
+
+
+def batch_files(runs):
+    """Files of the batches that hold the given evaluations, without duplicates."""
+    files = dict.fromkeys(BATCH_OF.get(run.tested) or SUITE_BATCH_OF()[run.tested] for run in runs)
+    return [f"<results>/batches/{file}" for file in files]
+
+
+def minutes_of_batch(wildcards):
+    """Time limit. A batch that reaches it is submitted again and continues with its next cell."""
+    batch = batch_of(wildcards)
+    return max(14 * 60 if batch.large else 2 * 60, len(batch.cells) * (120 if batch.large else 10))
 
 
 def run_folder(run):
     return path(f"<results>/runs/{run.folder}")
 
 
-def run_plan(wildcards):
-    """The run of an experiment, or the cell of a suite; for an evaluation under a protocol, with that protocol."""
-    folder = f"{wildcards.experiment}/{wildcards.method}/seed{wildcards.seed}/{wildcards.get('test', '')}".rstrip("/")
-    return PLAN.runs[folder] if folder in PLAN.runs else SUITES.runs[folder]
+@cache
+def code_of_method(method):
+    """Hash of the code that trains and evaluates a method."""
+    entries = "moe_retriever.training.loop:run_training", "moe_retriever.evaluation.evaluate:evaluate_run"
+    return code_hash(*entries, method_module(method))
+
+
+def cell_request(cell):
+    """Arguments of `mrpipe train` and `mrpipe evaluate` for a training and its evaluations, for `mrpipe cells`."""
+    run, store, tests = cell[0], store_folder(cell[0].store), {}
+    train = [word for file in mask_file(run) for word in ("--mask", path(file))]
+    train += [word for file in search_result(run) for word in ("--options", path(file))]
+    for tested in cell:
+        hidden = [mask_name(tested.test_missingness)] if tested.test and tested.test_missingness else []
+        files = [path(f"<results>/masks/{tested.test_store}/{mask}.parquet") for mask in hidden]
+        protocol = protocol_arguments(tested, files, store)
+        tests[tested.test.name if tested.test else ""] = ["--store", store_folder(tested.test_store), *protocol]
+    train = ["--store", store, *train, *train_arguments(run)]
+    return {"run": run_folder(run), "train": train, "tests": tests, "code": code_of_method(run.method)}
 
 
 def mask_plan(wildcards):
@@ -255,14 +305,6 @@ def mask_file(run):
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
 
 
-def test_files(wildcards):
-    """Mask file and verified store of an evaluation under a protocol; neither for the evaluation of a training."""
-    run = run_plan(wildcards)
-    hidden = run.test_missingness
-    mask = [f"<results>/masks/{run.test_store}/{mask_name(hidden)}.parquet"] if run.test and hidden else []
-    return {"mask": mask, "verified": f"<results>/verified/{run.test_store}.txt"}
-
-
 def store_files(name):
     """The verification of a store and, so that a deleted store is built again, its manifest."""
     built = [] if SUITES.store(name).sealed else [f"<results>/stores/{name}/manifest.json"]
@@ -276,7 +318,7 @@ def store_targets(wildcards):
 def run_targets(wildcards):
     experiments = dict.fromkeys(run.experiment for run in PLAN.runs.values())
     checked = [f"<results>/runs/{name}/settings.json" for name in experiments]
-    return [*checked, *(f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values())]
+    return [*checked, *batch_files(PLAN.runs.values())]
 
 
 def all_targets(wildcards):
@@ -300,25 +342,20 @@ def rendered_state(wildcards):
 def code_of(*entries, function=None):
     """Hash of a step's code, used as a parameter so that editing the code (comments excepted) reruns the step.
 
-    `function` maps a dataset's declaration and the wildcards to the dataset function, or functions, that the step
-    calls. Only the modules of these are hashed, so editing one reader does not affect the other modalities.
+    An entry is a module or `module:function`; only the definitions that it can reach are hashed. `function` maps a
+    dataset's declaration and the wildcards to the dataset function, or functions, that the step calls.
     """
 
     def code(wildcards):
         called = function(store_plan(wildcards).dataset, wildcards) if function else ()
-        modules = []
-        for step in called if isinstance(called, tuple) else (called,):
-            while isinstance(step, partial):
-                step = step.func
-            modules.append(step.__module__)
-        return code_hash(*entries, *modules)
+        return code_hash(*entries, *map(entry_of, called if isinstance(called, tuple) else (called,)))
 
     return code
 
 
 def code_with_method(entry, run_of):
     """As `code_of`, with the module of a run's method; `run_of` maps the wildcards to the run."""
-    return lambda wildcards: code_of(entry, method_module(run_of(wildcards).method))(wildcards)
+    return lambda wildcards: code_hash(entry, method_module(run_of(wildcards).method))
 
 
 # Set by `mrpipe run`, which prints steps instead of Snakemake's messages: steps, or quiet for failed steps only.

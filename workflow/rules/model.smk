@@ -23,70 +23,41 @@ rule settings:
         "python -m mrpipe settings {params.asked:q} > {output} 2> {log}"
 
 
-rule train:
+rule cells:
+    # Trains and evaluates the cells of a batch, one after the other, and skips those that are complete. Run folders are
+    # no outputs, because Snakemake would remove those of all cells before a job and after a failed one. A batch with a
+    # missing result runs again: see `incomplete_batches`.
     input:
-        verified=lambda wildcards: f"<results>/verified/{run_plan(wildcards).store}.txt",
-        mask=lambda wildcards: mask_file(run_plan(wildcards)),
-        best=lambda wildcards: search_result(run_plan(wildcards)),
+        lambda wildcards: batch_of(wildcards).inputs,
     output:
-        model="<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
-        config="<results>/runs/{experiment}/{method}/seed{seed}/config.json",
-        cost="<results>/runs/{experiment}/{method}/seed{seed}/cost.json",
+        "<results>/batches/cells/{batch}.json",
     log:
-        "<logs>/{experiment}/{method}_seed{seed}_train.log",
+        "<logs>/batches/{batch}.log",
     benchmark:
-        "<benchmarks>/{experiment}/{method}_seed{seed}_train.jsonl"
+        "<benchmarks>/batches/{batch}.jsonl"
     group:
-        group_of_cell
+        job_group("cells")
     conda:
         "../../environment.yml"
     # One thread: runs are independent, and the last digits of results depend on the number of threads.
     resources:
         mem_mb=memory(8000),
-        runtime="12h",
-        gpu=lambda wildcards: int(config["gpu"] and gradient_steps(run_plan(wildcards).method)),
+        runtime=minutes_of_batch,
+        gpu=int(config["gpu"]),
     params:
-        store=lambda wildcards: store_folder(run_plan(wildcards).store),
-        # This folder also holds the checkpoint for resuming a killed training: not an output, so Snakemake keeps it.
-        run=subpath(output.model, parent=True),
-        mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
-        best=lambda wildcards, input: ["--options", *input.best] if input.best else [],
-        options=lambda wildcards: train_arguments(run_plan(wildcards)),
-        code=code_with_method("moe_retriever.training.loop", run_plan),
+        cells=lambda wildcards: json.dumps([cell_request(cell) for cell in batch_of(wildcards).cells]),
     shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe train --store {params.store:q}"
-        " --out {params.run:q} {params.mask:q} {params.best:q} {params.options:q} --threads {threads} --no-test --quiet"
-        " > {log} 2>&1"
+        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe cells {params.cells:q}"
+        " --out {output:q} --threads {threads} --quiet > {log} 2>&1"
 
 
-rule evaluate:
-    # Without `test`, under the conditions of the training; otherwise under a protocol, which shares the training.
-    input:
-        unpack(test_files),
-        model="<results>/runs/{experiment}/{method}/seed{seed}/model.pt",
+use rule cells as cpu_cells with:
+    # Methods without gradient steps use no GPU; profiles can send them elsewhere.
     output:
-        metrics="<results>/runs/{experiment}/{method}/seed{seed}/{test}metrics.json",
-        table="<results>/runs/{experiment}/{method}/seed{seed}/{test}metrics.csv",
-        predictions="<results>/runs/{experiment}/{method}/seed{seed}/{test}predictions.parquet",
-    log:
-        "<logs>/{experiment}/{method}_seed{seed}_{test}evaluate.log",
-    benchmark:
-        "<benchmarks>/{experiment}/{method}_seed{seed}_{test}evaluate.jsonl"
+        "<results>/batches/cpu_cells/{batch}.json",
     group:
-        group_of_cell
-    conda:
-        "../../environment.yml"
+        job_group("cpu_cells")
     resources:
-        mem_mb=memory(4000),
-        runtime="2h",
-        gpu=lambda wildcards: int(config["gpu"] and gradient_steps(run_plan(wildcards).method)),
-    params:
-        store=lambda wildcards: store_folder(run_plan(wildcards).test_store),
-        run=subpath(input.model, parent=True),
-        protocol=lambda wildcards, input: protocol_arguments(
-            run_plan(wildcards), input.get("mask", ()), store_folder(run_plan(wildcards).store)
-        ),
-        code=code_with_method("moe_retriever.evaluation.evaluate", run_plan),
-    shell:
-        "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe evaluate --run {params.run:q}"
-        " --store {params.store:q} {params.protocol:q} --part test --threads {threads} --quiet > {log} 2>&1"
+        mem_mb=memory(8000),
+        runtime=minutes_of_batch,
+        gpu=0,

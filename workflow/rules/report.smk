@@ -1,7 +1,7 @@
 rule report_page:
     input:
         verified=[f"<results>/verified/{name}.txt" for name in PLAN.stores],
-        metrics=[f"<results>/runs/{run.folder}/metrics.json" for run in PLAN.runs.values()],
+        batches=batch_files(PLAN.runs.values()),
         # A function, because QUALITY is filled by the dataset-specific rules, which are included later.
         quality=lambda wildcards: [f"{folder}/{file}" for folder in QUALITY.values() for file in QUALITY_FILES],
     output:

@@ -17,7 +17,7 @@ rule simulate:
         dataset=reader_name,
         out=raw_folder,
         options=lambda wildcards: set_arguments(store_plan(wildcards).simulation),
-        code=code_of("mrpipe.stages.simulate", function=lambda dataset, wildcards: dataset.simulate),
+        code=code_of("mrpipe.stages.simulate:simulate", function=lambda dataset, wildcards: dataset.simulate),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe simulate {params.dataset}"
         " --out {params.out:q} {params.options:q} --overwrite > {log} 2>&1"

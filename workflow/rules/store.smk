@@ -3,9 +3,10 @@
 
 rule check:
     input:
-        lambda wildcards: ["<results>/build/{dataset}/simulated"] * store_plan(wildcards).simulated,
+        simulated_export,
     output:
-        "<results>/build/{dataset}/checked.json",
+        # Kept if a check fails, so that a mistake in one option does not rebuild everything.
+        update("<results>/build/{dataset}/checked.json"),
     log:
         "<logs>/{dataset}/check.log",
     benchmark:
@@ -21,12 +22,13 @@ rule check:
         dataset=reader_name,
         raw=raw_folder,
         work=subpath(output[0], parent=True),
-        options=reader_options,
+        options=reader_options("check"),
         modalities=lambda wildcards: store_plan(wildcards).modalities,
         schemes=lambda wildcards: [s for s, value in store_plan(wildcards).schemes.items() if not value.get("ids")],
-        export=lambda wildcards: fingerprint(store_plan(wildcards)),
-        declaration=lambda wildcards: store_plan(wildcards).declaration,
-        code=code_of("mrpipe.stages.check", function=lambda dataset, wildcards: (dataset.check, dataset.cohort)),
+        export=export_files("check"),
+        code=code_of(
+            "mrpipe.stages.check:write_check", function=lambda dataset, wildcards: (dataset.check, dataset.cohort)
+        ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe check {params.dataset}"
         " --raw {params.raw:q} --work {params.work:q} --modalities {params.modalities:q} --schemes {params.schemes:q}"
@@ -35,7 +37,9 @@ rule check:
 
 rule cohort:
     input:
-        checked="<results>/build/{dataset}/checked.json",
+        # The check runs first. Its result does not rerun this step; its own options, files and code do (params).
+        checked=ancient("<results>/build/{dataset}/checked.json"),
+        simulated=simulated_export,
     output:
         cohort="<results>/build/{dataset}/cohort.parquet",
         attrition="<results>/build/{dataset}/attrition.parquet",
@@ -55,9 +59,10 @@ rule cohort:
         dataset=reader_name,
         raw=raw_folder,
         work=subpath(output.cohort, parent=True),
-        options=reader_options,
+        options=reader_options("cohort"),
+        export=export_files("cohort"),
         tasks=lambda wildcards: [repr(task) for task in store_plan(wildcards).dataset.tasks],
-        code=code_of("mrpipe.stages.cohort", function=lambda dataset, wildcards: dataset.cohort),
+        code=code_of("mrpipe.stages.cohort:build_cohort", function=lambda dataset, wildcards: dataset.cohort),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe cohort {params.dataset}"
         " --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
@@ -66,7 +71,7 @@ rule cohort:
 rule prepare:
     # Only for modalities that declare parts (shards of a large table, scans). Parts are independent jobs.
     input:
-        checked="<results>/build/{dataset}/checked.json",
+        checked=ancient("<results>/build/{dataset}/checked.json"),
         cohort="<results>/build/{dataset}/cohort.parquet",
     output:
         "<results>/build/{dataset}/parts/{modality}/{part}-of-{total}.parquet",
@@ -85,9 +90,11 @@ rule prepare:
         dataset=reader_name,
         raw=raw_folder,
         work=subpath(input.checked, parent=True),
-        options=reader_options,
+        options=reader_options("prepare"),
+        export=export_files("prepare"),
         code=code_of(
-            "mrpipe.stages.prepare", function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].prepare
+            "mrpipe.stages.prepare:prepare",
+            function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].prepare,
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe prepare {params.dataset}"
@@ -97,7 +104,7 @@ rule prepare:
 
 rule ingest:
     input:
-        checked="<results>/build/{dataset}/checked.json",
+        checked=ancient("<results>/build/{dataset}/checked.json"),
         cohort="<results>/build/{dataset}/cohort.parquet",
         parts=modality_parts,
     output:
@@ -118,10 +125,12 @@ rule ingest:
         dataset=reader_name,
         raw=raw_folder,
         work=subpath(input.checked, parent=True),
-        options=reader_options,
+        options=reader_options("ingest"),
+        export=export_files("ingest"),
         bit=lambda wildcards: store_plan(wildcards).dataset.modalities[wildcards.modality].bit,
         code=code_of(
-            "mrpipe.stages.ingest", function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].read
+            "mrpipe.stages.ingest:ingest",
+            function=lambda dataset, wildcards: dataset.modalities[wildcards.modality].read,
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe ingest {params.dataset}"
@@ -153,7 +162,7 @@ rule samples:
         dataset=reader_name,
         work=subpath(input.cohort, parent=True),
         modalities=lambda wildcards: store_plan(wildcards).modalities,
-        code=code_of("mrpipe.stages.samples"),
+        code=code_of("mrpipe.stages.samples:assemble_samples"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe samples {params.dataset}"
         " --work {params.work:q} --modalities {params.modalities:q} > {log} 2>&1"
@@ -182,7 +191,7 @@ rule split:
         seed=lambda wildcards: store_plan(wildcards).schemes[wildcards.scheme].get("seed", 0),
         ids=lambda wildcards, input: ["--ids", *input.ids] if input.ids else [],
         declared=lambda wildcards: repr(store_plan(wildcards).dataset.schemes.get(wildcards.scheme)),
-        code=code_of("mrpipe.stages.split"),
+        code=code_of("mrpipe.stages.split:make_split"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe split {params.dataset}"
         " --work {params.work:q} --scheme {wildcards.scheme} --seed {params.seed} {params.ids:q} > {log} 2>&1"
@@ -229,7 +238,7 @@ rule seal:
         store=subpath(output.manifest, parent=True),
         schemes=lambda wildcards: list(store_plan(wildcards).schemes),
         declared=lambda wildcards: store_plan(wildcards).declared,
-        code=code_of("mrpipe.stages.seal"),
+        code=code_of("mrpipe.stages.seal:seal"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe seal {params.dataset}"
         " --work {params.work:q} --store {params.store:q} --schemes {params.schemes:q} > {log} 2>&1"

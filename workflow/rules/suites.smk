@@ -88,7 +88,7 @@ rule cost:
 
 rule render:
     input:
-        metrics=suite_metrics,
+        batches=suite_batches,
         costs=suite_costs,
         verified=lambda wildcards: [f"<results>/verified/{name}.txt" for name in suite_of(wildcards).stores],
     output:

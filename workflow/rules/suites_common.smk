@@ -5,8 +5,9 @@ def suite_of(wildcards):
     return SUITES.suite(wildcards.suite)
 
 
-def suite_metrics(wildcards):
-    return [f"<results>/runs/{run.tested}/metrics.json" for run in suite_of(wildcards).runs.values()]
+def suite_batches(wildcards):
+    """Files of the batches that hold a suite's cells."""
+    return batch_files(suite_of(wildcards).runs.values())
 
 
 def suite_description(suite):
@@ -69,15 +70,25 @@ def begin(log):
     """Report progress, and continue with the other cells of a suite if one fails."""
     asked = [SUITES.suite(job.wildcards.suite) for job in INTERNALS.jobs("render")]
     needed = {job.jobid: job for job in INTERNALS.jobs_to_run() if not job.is_norun}
-    cells = {job.jobid: run_plan(job.wildcards) for job in INTERNALS.jobs("evaluate") if asked and job.jobid in needed}
     jobs = {job_id: PlannedStep(job.rule.name, dict(job.wildcards.items())) for job_id, job in needed.items()}
-    steps = Steps(jobs, cells, output=OUTPUT)
+    cells = [job for rule in ("cells", "cpu_cells") for job in INTERNALS.jobs(rule) if job.jobid in needed]
+    batches = {job.jobid: batch_of(job.wildcards) for job in cells}
+    jobs |= {job: PlannedStep("cells", {"batch": str(b), "method": b.runs[0].label}) for job, b in batches.items()}
+    steps = Steps(jobs, batches if asked else {}, output=OUTPUT)
     INTERNALS.on_job_finished(steps)
     if asked:
         INTERNALS.keep_going()
     if OUTPUT == "steps":
         sys.stderr.write(f"{len(jobs)} steps; full log: {' '.join(log)}\n")
     BEGUN.append((asked, steps))
+
+
+def without_result(cell):
+    """Evaluations of a cell that have no result of the current options and code; its batch did not finish."""
+    from moe_retriever.cli.cells import finished
+
+    request = cell_request(cell)
+    return [run for run in cell if not finished(request, run.test.name if run.test else "")]
 
 
 def end_suites():
@@ -91,7 +102,8 @@ def end_suites():
         )
 
     for asked, steps in filter(itemgetter(0), BEGUN):
-        unfinished = {run.tested for run in steps.unfinished()}
+        cells = (cell for batch in steps.unfinished() for cell in batch.cells)
+        unfinished = {run.tested for cell in cells for run in without_result(cell)}
         for suite in asked:
             without = sorted(unfinished & set(suite.runs))
             if without:

@@ -43,7 +43,8 @@ def _add_reference(parser: ArgumentParser) -> None:
     parser.add_argument("--reference-store", type=Path, help=reference)
 
 
-def _add_machine(parser: ArgumentParser) -> None:
+def add_machine(parser: ArgumentParser) -> None:
+    """Add device, threads and kernels."""
     parser.add_argument("--device", default="auto", help="auto (CUDA if available, else CPU), cpu, cuda or mps")
     threads = "CPU threads; another number changes the last digits of results (default: 1, on every machine)"
     parser.add_argument("--threads", type=at_least(1), default=1, help=threads)
@@ -70,7 +71,7 @@ def train_arguments(parser: ArgumentParser) -> None:
     _add_assignments(parser, "--set", "options of the method (`mrpipe methods NAME` lists them)")
     parser.add_argument("--no-test", action="store_true", help="do not evaluate on the test set")
     parser.add_argument("--overwrite", action="store_true", help="first remove an earlier run in --out")
-    _add_machine(parser)
+    add_machine(parser)
 
 
 def search_arguments(parser: ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def search_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--space", type=Path, metavar="FILE", help=space)
     _add_assignments(parser, "--set", "fixed options of all trials; an option given here is not searched")
     parser.add_argument("--overwrite", action="store_true", help="first remove an earlier search in --out")
-    _add_machine(parser)
+    add_machine(parser)
 
 
 def evaluate_arguments(parser: ArgumentParser) -> None:
@@ -107,7 +108,7 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--threshold", dest="decision_threshold", metavar="RULE", help=threshold)
     by = "metrics by columns of samples.parquet, if numeric by quartiles or with cuts: sex age=40,65"
     parser.add_argument("--by", dest="subgroups", nargs="+", metavar="COLUMN", help=by)
-    _add_machine(parser)
+    add_machine(parser)
 
 
 def predict_arguments(parser: ArgumentParser) -> None:
@@ -115,7 +116,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="Parquet file to write")
     _add_reference(parser)
     parser.add_argument("--mask", type=Path, metavar="FILE", help="simulated missingness of --store")
-    _add_machine(parser)
+    add_machine(parser)
 
 
 def analyse_arguments(parser: ArgumentParser) -> None:
@@ -127,7 +128,7 @@ def analyse_arguments(parser: ArgumentParser) -> None:
     _add_part(parser, "samples to analyse")
     combination = "modality combination of the embedded samples (default: the most frequent incomplete one)"
     parser.add_argument("--combination", metavar="A+B", help=combination)
-    _add_machine(parser)
+    add_machine(parser)
 
 
 def benchmark_arguments(parser: ArgumentParser) -> None:
@@ -139,7 +140,7 @@ def benchmark_arguments(parser: ArgumentParser) -> None:
     _add_assignments(parser, "--set", "options of all methods")
     parser.add_argument("--steps", type=at_least(1), default=20, help="number of timed steps (default: 20)")
     parser.add_argument("--out", type=Path, help="also write the table as CSV")
-    _add_machine(parser)
+    add_machine(parser)
 
 
 def methods_arguments(parser: ArgumentParser) -> None:

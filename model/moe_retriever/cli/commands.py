@@ -22,7 +22,7 @@ from mrpipe.locks import Claim, output_file, output_folder, writing
 from mrpipe.terminal import print_table
 
 
-def _machine(arguments: argparse.Namespace) -> str:
+def machine(arguments: argparse.Namespace) -> str:
     """Set the number of threads and return the device."""
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -61,15 +61,15 @@ def _train_config(arguments: argparse.Namespace) -> Any:
     return _config(best["method"], best["preset"], arguments, best["overrides"])
 
 
-def _data(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The data of a training or benchmark, as keyword arguments of `Job` and `measure`."""
+def _data(arguments: argparse.Namespace, store: Any = None) -> dict[str, Any]:
+    """The data of a training or benchmark, as keyword arguments of `Job` and `measure`; `store` if already opened."""
     from mrpipe.options import parse_assignments, parse_options
     from mrpipe.store.reader import open_verified
     from mrpipe.transforms.options import TransformOptions
 
-    store, values = open_verified(arguments.store), parse_assignments(arguments.transform, "--transform")
+    values = parse_assignments(arguments.transform, "--transform")
     return {
-        "store": store,
+        "store": store or open_verified(arguments.store),
         "task": arguments.task,
         "scheme": arguments.scheme,
         "modalities": tuple(arguments.modalities) if arguments.modalities else None,
@@ -78,18 +78,23 @@ def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _job(arguments: argparse.Namespace, config: Any, device: str) -> Any:
+def _job(arguments: argparse.Namespace, config: Any, device: str, store: Any = None, **more: Any) -> Any:
     from moe_retriever.training.loop import Job
 
-    how = {"device": device, "overwrite": arguments.overwrite}
-    return Job(run=arguments.out, config=config, **_data(arguments), **how)
+    how = {"device": device, "overwrite": arguments.overwrite, **more}
+    return Job(run=arguments.out, config=config, **_data(arguments, store), **how)
+
+
+def training_job(arguments: argparse.Namespace, device: str, **more: Any) -> Any:
+    """The `Job` of `mrpipe train`; `more` are further fields, and the store if it is already opened."""
+    return _job(arguments, _train_config(arguments), device, **more)
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    device = _machine(arguments)
+    device = machine(arguments)
     from moe_retriever.training.loop import run_training
 
-    job = _job(arguments, _train_config(arguments), device)
+    job = training_job(arguments, device)
     if not run_training(job):
         print(f"{arguments.out} already contains this run (same options, data and code)")
     from moe_retriever.plots.curves import write_curves
@@ -108,7 +113,7 @@ def _typed(config: Any, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    device = _machine(arguments)
+    device = machine(arguments)
     from moe_retriever.methods import get
     from moe_retriever.training.search import read_space, search, show
     from mrpipe.options import parse_assignments
@@ -141,21 +146,25 @@ def _print_metrics(content: dict[str, Any]) -> None:
     print_table(f"{title}, {content['part']}, n = {content['n_evaluated']}", ("metric", "value", "95% interval"), rows)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    device = _machine(arguments)
-    from moe_retriever.evaluation.evaluate import evaluate_run
-    from mrpipe.store.reader import open_verified
-
-    a = arguments
+def evaluation_options(a: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Keyword arguments of `evaluate_run` for the arguments of `mrpipe evaluate`, without stores."""
     if not a.name and (a.mask or a.patterns or a.reference_store):
         raise UsageError("--mask, --patterns and --reference-store require --name: the folder in RUN/tests to write to")
     how = {"part": a.part, "draws": a.draws, "n_resamples": a.resamples, "device": device}
     given = {"calibration": a.calibration, "decision_threshold": a.decision_threshold}
     given["subgroups"] = a.subgroups and " ".join(a.subgroups)
     how["options"] = {name: value for name, value in given.items() if value is not None}
-    protocol = {"name": a.name, "mask_file": a.mask, "patterns": a.patterns}
+    return how | {"name": a.name, "mask_file": a.mask, "patterns": a.patterns}
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    device = machine(arguments)
+    from moe_retriever.evaluation.evaluate import evaluate_run
+    from mrpipe.store.reader import open_verified
+
+    a, how = arguments, evaluation_options(arguments, device)
     reference = a.reference_store and open_verified(a.reference_store)
-    _print_metrics(evaluate_run(a.run, open_verified(a.store), reference=reference, **protocol, **how))
+    _print_metrics(evaluate_run(a.run, open_verified(a.store), reference=reference, **how))
 
 
 def _evaluating(arguments: argparse.Namespace) -> AbstractContextManager[None]:
@@ -169,7 +178,7 @@ def _evaluating(arguments: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    device = _machine(arguments)
+    device = machine(arguments)
     import numpy as np
 
     from moe_retriever.evaluation.calibration import decide
@@ -199,7 +208,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _analyse(arguments: argparse.Namespace) -> None:
-    device = _machine(arguments)
+    device = machine(arguments)
     from moe_retriever.evaluation.analysis import Request, analyse
     from mrpipe.store.reader import open_verified
 
@@ -209,7 +218,7 @@ def _analyse(arguments: argparse.Namespace) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
-    device = _machine(arguments)
+    device = machine(arguments)
     from moe_retriever.evaluation.cost import measure, show
     from moe_retriever.methods import names
 
@@ -272,8 +281,9 @@ def _of_module(name: str, summary: str, claim: Claim, *, step: bool = True) -> C
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         import_module(name).add_arguments(parser)
 
-    def run(arguments: argparse.Namespace) -> None:
-        import_module(name).run(arguments)
+    def run(arguments: argparse.Namespace) -> int | None:
+        code: int | None = import_module(name).run(arguments)
+        return code
 
     return Command(summary=summary, add_arguments=add_arguments, run=run, claim=claim, step=step)
 
@@ -357,6 +367,8 @@ settings = Command(
     run=_settings,
     step=True,
 )
+_cells = "moe_retriever.cli.cells"
+cells = _of_module(_cells, "train and evaluate several runs in one process, skipping finished ones", output_file())
 _RENDERED = output_folder("tables or figures of a suite", "suite.json table.* finished")
 # Pages in one folder share their table and figures.
 _PAGE = output_file("stores", lock=lambda page: page.parent / "figures")

@@ -5,9 +5,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from sklearn.metrics import roc_curve
 
 from moe_retriever.config import Common, parse_threshold
 from moe_retriever.data.load import Data
@@ -24,12 +21,8 @@ def decide(common: Common, method: AnyMethod, data: Data | None, *, draws: int |
     classes, its `rule`, and `n_validation` (0 if nothing is chosen); a UsageError without validation samples.
     """
     rule, value = parse_threshold(common.decision_threshold)
-    decision: dict[str, Any] = {
-        "temperature": 1.0,
-        "threshold": value,
-        "rule": common.decision_threshold,
-        "n_validation": 0,
-    }
+    decision: dict[str, Any] = {"temperature": 1.0, "threshold": value, "rule": common.decision_threshold}
+    decision["n_validation"] = 0
     if common.calibration == "none" and rule == "fixed":
         return decision
     if data is None:
@@ -49,6 +42,9 @@ def decide(common: Common, method: AnyMethod, data: Data | None, *, draws: int |
 
 def fit_temperature(label: Ints, logits: Floats) -> float:
     """Temperature in [0.05, 20] with the smallest negative log-likelihood, which has a single minimum."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
     every, bounds = np.arange(len(label)), (math.log(0.05), math.log(20))
     found = minimize_scalar(
         lambda t: -log_softmax(logits * math.exp(-t), axis=1)[every, label].mean(), bounds=bounds, method="bounded"
@@ -58,6 +54,8 @@ def fit_temperature(label: Ints, logits: Floats) -> float:
 
 def choose_threshold(label: Ints, probability: Floats, rule: str, value: float) -> float:
     """Highest threshold with the best Youden index or a `sensitivity` of `value`, or lowest with a `specificity`."""
+    from sklearn.metrics import roc_curve
+
     # The first threshold of the curve is infinite. Rounding removes differences that are due to sums only.
     false_rate, sensitivity, thresholds = (v[1:] for v in roc_curve(label, probability, drop_intermediate=False))
     if rule == "specificity":

@@ -37,8 +37,7 @@ from mrpipe.transforms.options import TransformOptions
 def _configurations(names: Sequence[str], asked: Sequence[str] | None) -> list[tuple[str, ...]]:
     if asked is not None:
         return [tuple(asked)]
-    sizes = range(min(2, len(names)), len(names) + 1)
-    return [c for k in sizes for c in combinations(names, k)]
+    return [c for k in range(min(2, len(names)), len(names) + 1) for c in combinations(names, k)]
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -94,8 +93,7 @@ def _time_training(method: Method, data: Data, rows: Rows, n: int) -> float:
     for number, index in enumerate(_steps(data, rows, c.batch_size, n + 2)):
         _wait(data.device)
         started = time.perf_counter()
-        batch = data.batch(index, f"epoch {number}", hide=c.drop_modalities)
-        train_step(method, batch, optimiser)
+        train_step(method, data.batch(index, f"epoch {number}", hide=c.drop_modalities), optimiser)
         _wait(data.device)
         times.append((time.perf_counter() - started) / len(index))
     return float(np.median(times[2:]))
@@ -201,6 +199,5 @@ def measure(
 
 
 def show(frame: pl.DataFrame) -> None:
-    """Print a table of measurements."""
     named = frame.with_columns(pl.col("modalities").str.replace_all("+", " + ", literal=True))
     print_table("", [name.replace("_", " ") for name in frame.columns], named.rows())

@@ -121,8 +121,7 @@ def closeness(embeddings: Embeddings) -> pl.DataFrame:
             similar = float((mine.sum(axis=0) ** 2).sum() - (mine**2).sum())
             rows.append((stage, name, len(mine), similar / n_pairs if n_pairs else None, None))
             total, pairs = total + similar, pairs + n_pairs
-        n_classes = len(np.unique(label))
-        silhouette = float(silhouette_score(x, label)) if 1 < n_classes < len(label) else None
+        silhouette = float(silhouette_score(x, label)) if 1 < len(np.unique(label)) < len(label) else None
         rows.append((stage, "all", len(label), total / pairs if pairs else None, silhouette))
     schema = {"stage": pl.String, "label": pl.String, "n": pl.Int64, "cosine": pl.Float64, "silhouette": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")

@@ -84,17 +84,11 @@ def with_validation_of(training: Data, data: Data) -> Data:
 
 
 def _load_tested(
-    trained: Trained,
-    store: Store,
-    part: str,
-    mask_file: Path | None,
-    patterns: bool,
-    device: str,
-    training: Data | None,
+    trained: Trained, store: Store, part: str, mask: Path | None, patterns: bool, device: str, training: Data | None
 ) -> Data:
     """Load the samples of a protocol; all labelled samples of another store belong to the part."""
     trained.origin.require_same_kind(store)
-    data = load_like(trained, store, device, mask_file=mask_file, unlabelled=True)
+    data = load_like(trained, store, device, mask_file=mask, unlabelled=True)
     if store.store_id != trained.origin.store_id:
         data = replace(data, part=np.full_like(data.part, PARTS.index(part)))
     elif training is not None:
@@ -111,14 +105,17 @@ def _mask_record(path: Path | None) -> dict[str, Any]:
     return {"mask": settings, "mask_sha256": "" if path is None else sha256(path), "mask_realised": hidden}
 
 
-def prepare(trained: Trained, run: Path, reference: Store | None, device: str) -> Data | None:
+def prepare(trained: Trained, run: Path, reference: Store | None, device: str, data: Data | None = None) -> Data | None:
     """Give the method its training samples: those of the training store or, without it, the bank in the checkpoint.
+
+    Args:
+        data: that of the training store, if it is already loaded.
 
     Raises:
         UsageError: the checkpoint has no bank.
     """
     if reference is not None:
-        data = load_for(trained, run, reference, device)
+        data = load_for(trained, run, reference, device) if data is None else data
         trained.method.prepare(data, data.rows("train"))
         return data
     if trained.reference is None:
@@ -141,6 +138,7 @@ def evaluate_run(
     mask_file: Path | None = None,
     patterns: bool = False,
     reference: Store | None = None,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run; return the content of metrics.json.
 
@@ -158,6 +156,7 @@ def evaluate_run(
         mask_file: simulated missingness of the evaluated samples; None: as observed.
         patterns: whether to evaluate the samples that have all modalities, once with each combination of modalities.
         reference: the training store, if another store is evaluated; default: the bank in the checkpoint.
+        data: data of the training, if they are already loaded.
 
     Raises:
         DataError: the store is of another dataset, or the mask belongs to another store.
@@ -170,8 +169,7 @@ def evaluate_run(
     result = out / f"metrics{suffix}.json"
     trained = load_run(run, device)
     same = not name or store.store_id == trained.origin.store_id
-    training = prepare(trained, run, store if same else reference, device)
-    data = training
+    data = training = prepare(trained, run, store if same else reference, device, data)
     if name or data is None:
         data = _load_tested(trained, store, part, mask_file, patterns, device, training)
     rows, common = data.rows(part), replace(trained.config.common, **(options or {}))
@@ -234,12 +232,8 @@ def evaluate_run(
         "support": found.support,
         "training": trained.training,
     }
-    cost = {
-        "seconds": seconds,
-        "samples_per_second": len(rows) / max(seconds, 1e-9),
-        "threads": torch.get_num_threads(),
-        "device": device,
-    }
+    rate = len(rows) / max(seconds, 1e-9)
+    cost = {"seconds": seconds, "samples_per_second": rate, "threads": torch.get_num_threads(), "device": device}
     write_text(out / f"{part}_cost.json", json.dumps(cost, indent=2, sort_keys=True) + "\n")
     write_text(result, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
     return content
@@ -251,8 +245,7 @@ def majority(training: Data | None, data: Data, part: str) -> dict[str, Any]:
         return {"class": None, "accuracy": None}
     label, train = data.label[data.rows(part)], training.label[training.rows("train")]
     best = int(torch.bincount(torch.from_numpy(train)).argmax())
-    accuracy = float((label == best).mean()) if len(label) else None
-    return {"class": data.spec.classes[best], "accuracy": accuracy}
+    return {"class": data.spec.classes[best], "accuracy": float((label == best).mean()) if len(label) else None}
 
 
 def summary(metrics: pl.DataFrame, by: str = "all", *more: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics of the predictions."""
+
         return tuple(dict.fromkeys(name for of in self._values.values() for known in of.values() for name in known))
 
     @property
@@ -72,7 +72,6 @@ class Comparison:
         return tuple(self._values)
 
     def seeds(self, method: str) -> list[int]:
-        """Seeds of a method's runs."""
         return sorted(self._values[method])
 
     def values(self, method: str, metric: str) -> list[float]:

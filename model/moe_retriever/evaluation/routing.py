@@ -61,8 +61,7 @@ def visits_by_combination(method: Method, data: Data, rows: Rows) -> pl.DataFram
     for (name, supporting), (n_items, visits) in sorted(sums.items()):
         pools = method.expert_pools(len(visits))
         for e, (pool, expert) in enumerate(zip(pools, expert_names(pools), strict=True)):
-            role = "supporting" if supporting else "own"
-            table.append((name, role, n_items, e, pool, expert, int(visits[e])))
+            table.append((name, "supporting" if supporting else "own", n_items, e, pool, expert, int(visits[e])))
     return pl.DataFrame(table, schema=SCHEMA, orient="row")
 
 
@@ -77,6 +76,5 @@ def combination_shares(visits: pl.DataFrame) -> pl.DataFrame:
 
 
 def _ratio(visits: pl.DataFrame, within: str) -> pl.DataFrame:
-    keys = ["combination", "expert", "pool", "name"]
-    total = visits.group_by(keys, maintain_order=True).agg(pl.col("visits").sum())
+    total = visits.group_by(["combination", "expert", "pool", "name"], maintain_order=True).agg(pl.col("visits").sum())
     return total.with_columns((pl.col("visits") / pl.col("visits").sum().over(within)).alias("ratio"))

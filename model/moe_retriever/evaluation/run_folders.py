@@ -155,19 +155,15 @@ def _predicted(frame: pl.DataFrame) -> Predicted:
     classes = [c.removeprefix("p_") for c in frame.columns if c.startswith("p_")]
     if not classes:
         return Predicted(frame["label"].to_numpy(), frame["predicted"].to_numpy(), subject)
-    number = {name: i for i, name in enumerate(classes)}
-    label = frame["label"].replace_strict(number, return_dtype=pl.Int64).to_numpy()
-    probability = frame.select(f"p_{c}" for c in classes).to_numpy()
-    return Predicted(label, probability, subject)
+    label = frame["label"].replace_strict({name: i for i, name in enumerate(classes)}, return_dtype=pl.Int64).to_numpy()
+    return Predicted(label, frame.select(f"p_{c}" for c in classes).to_numpy(), subject)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `mrpipe results`."""
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run `mrpipe results`."""
     frame = write_results(args.runs, args.out)
     print(f"{args.out}: {frame['run'].n_unique()} runs, {len(frame)} scores")

@@ -6,8 +6,6 @@ from moe_retriever.methods.shared.filled_transformer import FilledTransformer
 
 
 class AttentionMask(FilledTransformer):
-    """No imputation: the transformer only uses observed tokens."""
-
     name = "attention_mask"
     summary = "fusion transformer over the observed modalities only, without imputation (control)"
 

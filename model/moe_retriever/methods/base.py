@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_retriever.config import Config, O_co, OptionValue
+from moe_retriever.config import EPOCHS, Config, O_co, OptionValue, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
-from moe_retriever.device import autocast, to_device
+from moe_retriever.device import HostArray, autocast, to_device
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.encoders import build_encoders
 from moe_retriever.nn.init import build
+from mrpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -121,6 +122,9 @@ class Method(nn.Module, Generic[O_co]):
     encoded: ClassVar[bool] = True
 
     encoders: nn.ModuleList
+    # Length of the opening, whose epochs early stopping does not select (see `first_epochs`), and whether it lasts.
+    opening: float = 0.0
+    in_opening: bool = False
     # Whether missing modalities are currently retrieved (False during a warm-up); None if the method does not retrieve.
     retrieving: bool | None = None
 
@@ -163,14 +167,21 @@ class Method(nn.Module, Generic[O_co]):
 
     @property
     def selectable(self) -> bool:
-        """Whether the current epoch can be selected by early stopping; False during a warm-up."""
-        return True
+        """Whether the current epoch can be selected by early stopping."""
+        return not self.in_opening
+
+    def open_with(self, name: str, value: float, lacking: str) -> None:
+        """Make the epochs that an option counts the opening; a UsageError if no others remain."""
+        self.opening, epochs = value, self.config.common.epochs
+        if first_epochs(value, epochs) >= (epochs or EPOCHS):
+            raise UsageError(f"{name}={value} leaves no epochs {lacking} (epochs={epochs})")
 
     def prepare(self, data: Data, train_rows: Rows) -> None:
         """Receive the training samples; called once before training or evaluation."""
 
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
         """Called before each training epoch (0-based)."""
+        self.in_opening = epoch < first_epochs(self.opening, n_epochs)
 
     def arrange(self, data: Data, rows: Rows) -> Rows:
         """Reorder the shuffled training samples of an epoch, for curricula."""
@@ -209,9 +220,9 @@ class Method(nn.Module, Generic[O_co]):
             return F.mse_loss(logits.float().squeeze(1), label, reduction=reduction)
         return F.cross_entropy(logits.float(), label, weight=weight, reduction=reduction)
 
-    def on_device(self, places: NDArray[np.bool_] | Rows | NDArray[np.float32] | NDArray[np.float64]) -> Tensor:
-        """Positions or masks as a tensor on the device of the method."""
-        return to_device(places, self.device)
+    def on_device(self, values: HostArray) -> Tensor:
+        """An array as a tensor on the device of the method."""
+        return to_device(values, self.device)
 
     def encode(self, batch: Batch, m: int) -> Tensor:
         """Tokens (n, P, H) of modality m for the samples of the batch that have it, in batch order."""

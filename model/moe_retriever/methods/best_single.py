@@ -18,8 +18,6 @@ from moe_retriever.nn.dropout import Noise
 
 
 class BestSingle(UnimodalHeads[NoOptions]):
-    """One head per modality, selected by validation."""
-
     name = "best_single"
     title = "best single modality"
     summary = "the single modality with the best validation score; a constant if it is missing (control)"
@@ -68,8 +66,8 @@ class BestSingle(UnimodalHeads[NoOptions]):
             self._stale = False
         logits, observed = self.unimodal_logits(batch)
         # A tensor as index of `index_select` stays on the device.
-        at = self.chosen.view(1)
-        answer = self._answer(logits.index_select(1, at), observed.index_select(1, at), 0)
+        chosen = self.chosen.view(1)
+        answer = self._answer(logits.index_select(1, chosen), observed.index_select(1, chosen), 0)
         if not self.training:
             return Output(answer)
         # Each head is trained with its own loss; the loss of the detached prediction is only logged.

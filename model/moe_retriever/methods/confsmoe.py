@@ -35,8 +35,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class ConfSMoEOptions:
-    """Options of ConfSMoE."""
-
     n_experts: int = option(8, "experts")
     expert_ffn: int = option(128, "hidden size of an expert")
     top_k: int = option(2, "experts per token")
@@ -56,8 +54,6 @@ class ConfSMoEOptions:
 
 
 class ConfSMoE(Method[ConfSMoEOptions]):
-    """ConfSMoE: imputation in two stages and a gate of confidences."""
-
     name = "confsmoe"
     title = "ConfSMoE"
     summary = "two-stage imputation, and experts weighted by their confidence in the label"
@@ -76,9 +72,8 @@ class ConfSMoE(Method[ConfSMoEOptions]):
         super().__init__(spec, config, noise)
         c, o, n = config.common, config.own, len(spec.modalities)
         self.position_MPH = nn.Parameter(torch.empty(n, c.tokens, c.hidden))
-        self.norm_attention, self.norm_experts, self.norm_out, self.norm_head = (
-            nn.LayerNorm(c.hidden) for _ in range(4)
-        )
+        norms = (nn.LayerNorm(c.hidden) for _ in range(4))
+        self.norm_attention, self.norm_experts, self.norm_out, self.norm_head = norms
         self.attention = Attention(c.hidden, c.heads)
         self.router = Head(c.hidden, o.n_experts)
         self.experts = Experts(o.n_experts, c.hidden, o.expert_ffn, c.dropout, noise)

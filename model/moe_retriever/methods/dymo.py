@@ -38,8 +38,6 @@ GRID = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class DyMoOptions:
-    """Options of DyMo."""
-
     select: str = option("reward", "recovered modalities to use", choices=("reward", "none", "all"))
     subsets: int = option(2, "random subsets of the observed modalities per sample and training step")
     prototypes: float = option(1.0, "weight of the prototype loss")
@@ -97,8 +95,6 @@ def reward(quality: Tensor, log_p: Tensor, before: Tensor, log_p_before: Tensor)
 
 
 class DyMo(Method[DyMoOptions]):
-    """DyMo: recovered modalities are selected per sample by a reward."""
-
     name = "dymo"
     title = "DyMo"
     summary = "transformer over the observed and those recovered modalities that a reward selects for the sample"

@@ -37,8 +37,6 @@ MAX_BANK = 5
 
 @dataclass(frozen=True, kw_only=True)
 class FlexMoEOptions:
-    """Options of Flex-MoE."""
-
     n_experts: int = option(16, "experts; at least one per combination (if more than 5 modalities, per modality)")
     expert_ffn: int = option(256, "hidden size of an expert")
     top_k: int = option(4, "experts per token")
@@ -75,10 +73,8 @@ class BankUse:
     def rates(self) -> dict[str, float]:
         """Shares of the missing slots."""
         n = max(len(self.target), 1)
-        return {
-            "unseen_combination": float(self.unseen.sum() / n),
-            "target_never_missing": float(self.never_missing.sum() / n),
-        }
+        slots = {"unseen_combination": self.unseen, "target_never_missing": self.never_missing}
+        return {name: float(untrained.sum() / n) for name, untrained in slots.items()}
 
 
 def combinations(n_modalities: int) -> NDArray[np.bool_]:
@@ -130,8 +126,6 @@ class SparseBlock(nn.Module):
 
 
 class FlexMoE(Method[FlexMoEOptions]):
-    """Flex-MoE: bank of embeddings for missing modalities, and experts for modality combinations."""
-
     name = "flexmoe"
     title = "Flex-MoE"
     summary = "learned embeddings per combination and missing modality; experts specialise in combinations"

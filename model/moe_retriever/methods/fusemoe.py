@@ -8,6 +8,7 @@ Legend: B samples, M modalities, P tokens (1 for joint), H hidden dimension, E e
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -27,8 +28,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class FuseMoEOptions:
-    """Options of FuseMoE."""
-
     layers: int = option(1, "fusion layers; 3 as published")
     n_experts: int = option(16, "number of experts")
     expert_ffn: int = option(256, "hidden size of an expert; 512 with the joint router")
@@ -38,23 +37,17 @@ class FuseMoEOptions:
         "one router per modality for its tokens, or one router for the concatenated modalities",
         choices=("permod", "joint"),
     )
-    gate: str = option(
-        "laplace", "logit of an expert: −‖x − w‖, −‖x − w‖² or x·w", choices=("laplace", "gaussian", "dot")
-    )
+    gate: str = option("laplace", "expert's logit: −‖x − w‖, −‖x − w‖² or x·w", choices=("laplace", "gaussian", "dot"))
     noisy_gate: bool = option(True, "add learned noise to the router logits in training")
     balance: float = option(1e-2, "weight of the balance loss of each router; 0 as released")
     missing: str = option(
-        "learned",
-        "embedding of a missing modality: learned (paper) or zeros (released code)",
-        choices=("learned", "zeros"),
+        "learned", "missing modalities: learned (paper) or zeros (released code)", choices=("learned", "zeros")
     )
 
     def __post_init__(self) -> None:
         if self.layers < 1 or not 1 <= self.top_k <= self.n_experts:
-            raise UsageError(
-                f"option layers={self.layers} must be at least 1, and top_k={self.top_k} between 1 and "
-                f"n_experts={self.n_experts}"
-            )
+            allowed = f"at least 1, and top_k={self.top_k} between 1 and n_experts={self.n_experts}"
+            raise UsageError(f"option layers={self.layers} must be {allowed}")
 
 
 class Layer(nn.Module):
@@ -68,12 +61,9 @@ class Layer(nn.Module):
         self.norm_attention = nn.ModuleList(nn.LayerNorm(h) for _ in range(n))
         self.attention = nn.ModuleList(Attention(h, c.heads) for _ in range(n))
         self.norm_experts = nn.ModuleList(nn.LayerNorm(h) for _ in range(n))
-        self.routers = nn.ModuleList(
-            Router(
-                width, o.n_experts, top_k=o.top_k, noise=noise, renormalise=True, noisy=o.noisy_gate, affinity=o.gate
-            )
-            for _ in range(1 if self.joint else n)
-        )
+        router = partial(Router, width, o.n_experts, top_k=o.top_k, noise=noise, renormalise=True)
+        n_routers = 1 if self.joint else n
+        self.routers = nn.ModuleList(router(noisy=o.noisy_gate, affinity=o.gate) for _ in range(n_routers))
         self.experts = Experts(o.n_experts, width, o.expert_ffn, c.dropout, noise)
         self.norm_ffn = nn.ModuleList(nn.LayerNorm(h) for _ in range(n))
         self.ffn = nn.ModuleList(FeedForward(h, 4 * h, c.dropout, noise) for _ in range(n))
@@ -81,10 +71,8 @@ class Layer(nn.Module):
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Updated tokens (B, P, H) of each modality, and the balance loss of the layer's routers."""
-        x = [
-            t + self.dropout(attention(norm(t)))
-            for t, norm, attention in zip(x, self.norm_attention, self.attention, strict=True)
-        ]
+        with_layers = zip(x, self.norm_attention, self.attention, strict=True)
+        x = [t + self.dropout(attention(norm(t))) for t, norm, attention in with_layers]
         updates, loss = self._mix([norm(t) for t, norm in zip(x, self.norm_experts, strict=True)])
         x = [t + self.dropout(u) for t, u in zip(x, updates, strict=True)]
         return [t + self.dropout(ffn(norm(t))) for t, norm, ffn in zip(x, self.norm_ffn, self.ffn, strict=True)], loss
@@ -103,14 +91,7 @@ class Layer(nn.Module):
         return [t.view(shape) for t in y_TH.chunk(len(x))], loss
 
 
-_PUBLISHED: dict[str, OptionValue] = {"router": "joint", "expert_ffn": 512, "n_experts": 3, "top_k": 2, "layers": 3}
-_PUBLISHED |= {"heads": 8, "balance": 0.0, "missing": "zeros"}
-_PUBLISHED |= {"dropout": 0.1, "lr": 4e-4, "batch_size": 16, "epochs": 8, "patience": 0}
-
-
 class FuseMoE(Method[FuseMoEOptions]):
-    """FuseMoE: learned embeddings of missing modalities, and sparse fusion with distance-based gates."""
-
     name = "fusemoe"
     title = "FuseMoE"
     summary = "learned embeddings of missing modalities; mixture of experts with a Laplace router per modality"
@@ -121,7 +102,9 @@ class FuseMoE(Method[FuseMoEOptions]):
     presets: ClassVar[Presets] = {
         "paper": {},
         "joint": {"router": "joint", "expert_ffn": 512},
-        "published-settings": _PUBLISHED,
+        "published-settings": {"expert_ffn": 512, "n_experts": 3, "top_k": 2, "layers": 3, "heads": 8, "balance": 0.0}
+        | {"router": "joint", "missing": "zeros"}
+        | {"dropout": 0.1, "lr": 4e-4, "batch_size": 16, "epochs": 8, "patience": 0},
     }
 
     def __init__(self, spec: DataSpec, config: Config[FuseMoEOptions], noise: Noise):
@@ -151,8 +134,7 @@ class FuseMoE(Method[FuseMoEOptions]):
         for layer in self.layers:
             x, balance = layer(x)
             balances.append(balance)
-        means = [norm(t).mean(dim=1) for t, norm in zip(x, self.norm, strict=True)]
-        fused_BD = torch.cat(means, dim=1)
+        fused_BD = torch.cat([norm(t).mean(dim=1) for t, norm in zip(x, self.norm, strict=True)], dim=1)
         fused_BD = fused_BD + self.readout(fused_BD)
         losses: dict[str, Tensor] = {}
         if self.training and self.options.balance:

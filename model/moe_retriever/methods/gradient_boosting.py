@@ -27,7 +27,7 @@ from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data, Labels
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
-from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
+from moe_retriever.methods.shared.tabular import Features, TabularModel, pooled_features
 from mrpipe import keyed
 from mrpipe.errors import MrpipeError, UsageError
 from mrpipe.options import option
@@ -43,8 +43,6 @@ ROUNDS, PATIENCE = 10, 3
 
 @dataclass(frozen=True, kw_only=True)
 class GradientBoostingOptions:
-    """Options of gradient boosting."""
-
     trials: int = option(2, "settings (learning rate, leaves, leaf size, L2 penalty) compared on validation")
     setting: int = option(-1, "number of the only setting to use; −1: the best of the first `trials`")
     rounds: int = option(200, "maximum number of boosting rounds, with early stopping on validation")
@@ -74,8 +72,6 @@ def grown_trees(model: Trees) -> tuple[list[list[NDArray[np.void]]], NDArray[np.
 
 
 class GradientBoosting(TabularModel[GradientBoostingOptions]):
-    """Histogram gradient boosting (scikit-learn)."""
-
     name = "gradient_boosting"
     title = "gradient-boosted trees"
     summary = "gradient-boosted trees on the concatenated features, with native missing values (control)"
@@ -106,24 +102,12 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
         return {**chosen, "trials": len(grown), "validation": self.noted(value[0]) if len(y_val) else None}
 
     def _grow(
-        self,
-        candidate: tuple[float, int, int, float],
-        x: NDArray[np.float32],
-        y: Labels,
-        x_val: NDArray[np.float32],
-        y_val: Labels,
+        self, candidate: tuple[float, int, int, float], x: Features, y: Labels, x_val: Features, y_val: Labels
     ) -> tuple[Trees, tuple[float, float], int]:
         """Train with early stopping; return the model, its best validation score and the number of rounds."""
         rate, leaves, smallest, penalty = candidate
-        settings = {
-            "learning_rate": rate,
-            "max_leaf_nodes": leaves,
-            "min_samples_leaf": smallest,
-            "l2_regularization": penalty,
-            "early_stopping": False,
-            "warm_start": True,
-            "random_state": 0,
-        }
+        settings = {"learning_rate": rate, "max_leaf_nodes": leaves, "min_samples_leaf": smallest}
+        settings |= {"l2_regularization": penalty, "early_stopping": False, "warm_start": True, "random_state": 0}
         model: Trees = HistGradientBoostingRegressor(**settings)
         if not self.spec.regression:
             model = HistGradientBoostingClassifier(**settings, class_weight=self.sklearn_class_weight)

@@ -18,15 +18,11 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class HybridOptions:
-    """Options of the hybrid control."""
-
     unimodal: float = option(1.0, "weight of the mean loss of the single heads")
     fused: float = option(1.0, "weight of the loss of the fused head")
 
 
 class Hybrid(UnimodalHeads[HybridOptions]):
-    """The masked transformer and one head per modality; the mean of fused logits and of the mean single logits."""
-
     name = "hybrid"
     summary = "mean of fused and unimodal predictions over the observed modalities, trained with hiding (control)"
     Options = HybridOptions

@@ -10,14 +10,10 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class LateFusionOptions:
-    """Options of late fusion."""
-
     unimodal: float = option(1.0, "weight of the cross-entropy of the single heads; 0: only that of the mean logits")
 
 
 class LateFusion(UnimodalHeads[LateFusionOptions]):
-    """One head per modality; their logits are averaged over the observed modalities."""
-
     name = "late_fusion"
     summary = "mean of the logits of unimodal models over the observed modalities (control)"
     Options = LateFusionOptions

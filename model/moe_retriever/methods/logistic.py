@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe_retriever.config import OptionValue
 from moe_retriever.data.load import Batch, Data, Labels
-from moe_retriever.data.scores import Rules, selection_score
+from moe_retriever.data.scores import Floats, Rules, selection_score
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
@@ -30,8 +30,6 @@ FOLDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticOptions:
-    """Options of the logistic regression."""
-
     c: float = option(0.0, "inverse penalty C; 0: selected on validation from 1e-4 to 1")
     trials: int = option(5, "values of C compared on validation; a search sets it to its number of trials")
     max_iter: int = option(2000, "maximum number of L-BFGS iterations")
@@ -48,8 +46,6 @@ class LogisticOptions:
 
 
 class Logistic(TabularModel[LogisticOptions]):
-    """Multinomial logistic or, for a regression, linear regression (scikit-learn) with an L2 penalty."""
-
     name = "logistic"
     title = "logistic regression"
     summary = "logistic or ridge regression on concatenated features, with indicators of missing modalities (control)"
@@ -86,7 +82,7 @@ class Logistic(TabularModel[LogisticOptions]):
         chosen: dict[str, OptionValue | None] = {"c": c, "trials": len(scores), "validation": self.noted(scores[c][0])}
         return chosen | {"folds": FOLDS} if crossed else chosen
 
-    def _fitted(self, c: float, x: NDArray[np.float64], y: Labels) -> LogisticRegression | Ridge:
+    def _fitted(self, c: float, x: Floats, y: Labels) -> LogisticRegression | Ridge:
         # Beside half the sum of squared errors, as beside the sum of cross-entropies, the penalty is |w|² / (2C).
         model: LogisticRegression | Ridge = Ridge(alpha=1 / c)
         if not self.spec.regression:
@@ -95,9 +91,7 @@ class Logistic(TabularModel[LogisticOptions]):
         with threadpool_limits(1):
             return model.fit(x, self.scaled(y))
 
-    def _cross_validated(
-        self, c: float, x: NDArray[np.float64], y: Labels, subject: NDArray[np.str_]
-    ) -> NDArray[np.float64]:
+    def _cross_validated(self, c: float, x: Floats, y: Labels, subject: NDArray[np.str_]) -> Floats:
         """Predictions, as of `scored`, of each sample by a model fitted without its fold; subjects are not divided."""
         held_out = np.zeros(len(y) if self.spec.regression else (len(y), self.spec.n_outputs))
         fold = keyed.bits(keyed.id_keys(subject), 0, "folds")[:, 0] % np.uint64(FOLDS)

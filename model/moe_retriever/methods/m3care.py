@@ -5,8 +5,7 @@ docs/methods/m3care.md lists the differences from the released code.
 Legend: B samples, R neighbours, M modalities, H hidden dimension.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import numpy as np
@@ -31,8 +30,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class M3CareOptions:
-    """Options of M3Care."""
-
     threshold: float = option(0.5, "initial value of the learned similarity threshold (0.88 and 0.5 as released)")
     normalise: bool = option(True, "average over neighbours with similarities as weights; False: sum, as released")
     stabiliser: float = option(1e-7, "weight of the loss | ‖φ(h)‖ − ‖h‖ |, which stabilises the similarity network")
@@ -45,6 +42,10 @@ class M3CareOptions:
             raise UsageError(f"option bank={self.bank} must be 0 (all) or a positive number of samples")
 
 
+# Two views (B, H) of each modality.
+Views = list[tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class NeighbourBank:
     """Training samples as neighbours: observed (R, M), h and first-layer states (R, M, H), and views per modality."""
@@ -52,7 +53,7 @@ class NeighbourBank:
     observed: NDArray[np.bool_]
     h: Tensor
     first: Tensor
-    views: list[tuple[Tensor, Tensor]]
+    views: Views
 
 
 class GraphFill(nn.Module):
@@ -68,7 +69,7 @@ class GraphFill(nn.Module):
         self.trust_graph = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(n_modalities))
         self.trust_own = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(n_modalities))
 
-    def views(self, h_BMH: Tensor, observed_BM: NDArray[np.bool_]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    def views(self, h_BMH: Tensor, observed_BM: NDArray[np.bool_]) -> tuple[Views, Tensor]:
         """The two views (B, H) per modality, zeros if missing; and Σ_m | ‖φ(h)‖ − ‖h‖ | over observed rows."""
         views, stabiliser = [], h_BMH.new_zeros(())
         for m in range(len(self.kernels)):
@@ -84,11 +85,7 @@ class GraphFill(nn.Module):
         return views, stabiliser
 
     def similarity(
-        self,
-        query: list[tuple[Tensor, Tensor]],
-        have_BM: NDArray[np.bool_],
-        neighbour: list[tuple[Tensor, Tensor]],
-        have_RM: NDArray[np.bool_],
+        self, query: Views, have_BM: NDArray[np.bool_], neighbour: Views, have_RM: NDArray[np.bool_]
     ) -> Tensor:
         """(B, R) mean similarity over common modalities (0 without any), after the threshold."""
         total = query[0][0].new_zeros(len(have_BM), len(have_RM), dtype=torch.float32)
@@ -145,11 +142,9 @@ class TokenFusion(nn.Module):
 
     def __init__(self, n_modalities: int, n_classes: int, c: Common, noise: Noise):
         super().__init__()
-        plain = dataclasses.replace(c, fusion_ffn=4 * c.hidden, fusion_experts=0, fusion_block="pre-ln")
+        plain = replace(c, fusion_ffn=4 * c.hidden, fusion_experts=0, fusion_block="pre-ln")
         self.type_MH = nn.Parameter(torch.empty(n_modalities, c.hidden))
-        self.blocks = nn.ModuleList(
-            [TransformerBlock(plain, noise), TransformerBlock(dataclasses.replace(plain, heads=1), noise)]
-        )
+        self.blocks = nn.ModuleList([TransformerBlock(plain, noise), TransformerBlock(replace(plain, heads=1), noise)])
         self.norm = nn.LayerNorm(c.hidden)
         self.inner = nn.Linear(n_modalities * c.hidden, 2 * c.hidden)
         self.head = Head(2 * c.hidden, n_classes)

@@ -15,8 +15,6 @@ from moe_retriever.nn.dropout import Noise
 
 
 class Majority(Method[NoOptions]):
-    """Predicts the most frequent training class, with class frequencies as probabilities, or the training mean."""
-
     name = "majority"
     title = "majority class"
     summary = "the most frequent class, or the mean target, of the training samples (control)"

@@ -21,8 +21,6 @@ GAIN = 32.0
 
 
 class MaskIndicator(AttentionMask):
-    """`AttentionMask` whose logits are shifted by a learned vector (C,) for each missing modality."""
-
     name = "mask_indicator"
     title = "mask + indicator"
     summary = "fusion transformer over the observed modalities, and a learned prior given the missing ones (control)"

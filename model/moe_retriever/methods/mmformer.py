@@ -29,8 +29,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class MMFormerOptions:
-    """Options of mmFormer."""
-
     mlp_ratio: int = option(4, "hidden size of feed-forward layers relative to H; 8 as published")
     intra_layers: int = option(1, "layers of the transformer of each modality")
     missing: str = option(
@@ -52,8 +50,6 @@ class MMFormerOptions:
 
 
 class MMFormer(Method[MMFormerOptions]):
-    """mmFormer: intra-modal and inter-modal transformers with auxiliary heads."""
-
     name = "mmformer"
     title = "mmFormer"
     summary = "intra- and inter-modal transformers with zeros for missing modalities and random masking in training"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_retriever.config import EPOCHS, Config, OptionValue, first_epochs
+from moe_retriever.config import Config, OptionValue
 from moe_retriever.data.load import Batch, Data, DataSpec
 from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Diagnostics, ItemRouting, Method, Output, Presets, ReferenceState, SlotRouting
@@ -130,10 +130,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
         self.reference: ReferenceSamples | None = None
         self.index = SupportIndex(np.zeros((0, n_modalities), dtype=bool))
         self.retrieving = True
-        if first_epochs(self.options.warmup, config.common.epochs) >= (config.common.epochs or EPOCHS):
-            raise UsageError(
-                f"warmup={self.options.warmup} leaves no epochs with retrieval (epochs={config.common.epochs})"
-            )
+        self.open_with("warmup", self.options.warmup, "with retrieval")
         if self.options.reconstruct and not config.common.drop_modalities:
             raise UsageError(f"option reconstruct={self.options.reconstruct} requires drop_modalities above 0")
 
@@ -179,11 +176,8 @@ class MoERetriever(Method[MoERetrieverOptions]):
                 self.index.fitted = None
 
     def begin_epoch(self, epoch: int, n_epochs: int) -> None:
-        self.retrieving = epoch >= first_epochs(self.options.warmup, n_epochs)
-
-    @property
-    def selectable(self) -> bool:
-        return bool(self.retrieving)
+        super().begin_epoch(epoch, n_epochs)
+        self.retrieving = not self.in_opening
 
     @property
     def n_draws(self) -> int:
@@ -221,8 +215,7 @@ class MoERetriever(Method[MoERetrieverOptions]):
                 losses["fusion_balance"] = o.balance * fusion_balance
             if retrieved is not None and items is not None and o.reconstruct and batch.hidden.any():
                 losses["reconstruct"] = o.reconstruct * self._reconstruction(batch, items, retrieved)
-        diagnostics = self._details(batch, draws, items, retrieved, fused) if detail else {}
-        return Output(logits, losses, diagnostics)
+        return Output(logits, losses, self._details(batch, draws, items, retrieved, fused) if detail else {})
 
     def _plan(self, batch: Batch, draw: int) -> tuple[Draws | None, SlotItems | None]:
         """Draw the supporting samples of all missing slots; None during the warm-up or if nothing is missing."""
@@ -351,13 +344,9 @@ class MoERetriever(Method[MoERetrieverOptions]):
         weight = weight.index_add(0, flat, routing.weight.detach().flatten()).view(shape) / n_tokens
         visits = torch.bincount(flat, minlength=n_slots * n_experts).view(shape)
         share = visits / (n_tokens * routing.expert.shape[1])
-        return {
-            "sample": batch.index[items.sample],
-            "observed": batch.observed[items.sample],
-            "target": items.target,
-            "weight": weight.cpu().numpy(),
-            "share": share.cpu().numpy(),
-        }
+        sample, observed = batch.index[items.sample], batch.observed[items.sample]
+        weights, shares = (of_slot.cpu().numpy() for of_slot in (weight, share))
+        return {"sample": sample, "observed": observed, "target": items.target, "weight": weights, "share": shares}
 
     def _item_routing(self, batch: Batch, items: SlotItems, routing: Routing) -> ItemRouting:
         """Per item, the observed modalities of its sample (for an intra item, the supporting one), role and visits."""

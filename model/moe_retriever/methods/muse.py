@@ -30,8 +30,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class MuseOptions:
-    """Options of MUSE."""
-
     layers: int = option(2, "layers of the graph network; with 1, samples do not interact")
     edge_drop: float = option(0.5, "share of samples that lose edges in the augmented graph")
     unsupervised: float = option(0.5, "weight of the contrastive loss between the graph and its augmentation")
@@ -173,8 +171,6 @@ def label_contrast(z: Tensor, other: Tensor, label: Tensor, temperature: float) 
 
 
 class Muse(Method[MuseOptions]):
-    """MUSE: bipartite graph network, trained with contrastive losses between the graph and an augmented graph."""
-
     name = "muse"
     title = "MUSE"
     summary = "bipartite graph of samples and modalities with contrastive losses, without imputation"
@@ -251,8 +247,7 @@ class Muse(Method[MuseOptions]):
 
     def _contrasts(self, batch: Batch, e: Tensor, patient: Tensor) -> dict[str, Tensor]:
         o = self.options
-        purpose = f"muse edges {batch.stream}"
-        u = keyed.uniform(batch.keys, self.config.seed, purpose, batch.observed.shape[1] + 2)
+        u = keyed.uniform(batch.keys, self.config.seed, f"muse edges {batch.stream}", batch.observed.shape[1] + 2)
         fewer = self.on_device(dropped_edges(batch.observed, u, o.edge_drop))
         z, other = (F.normalize(self.projection(x), dim=1) for x in (patient, self.network(e, fewer)))
         losses = {}

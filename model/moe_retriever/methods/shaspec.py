@@ -7,6 +7,7 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C classes, N obse
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_retriever.config import EPOCHS, Common, Config, first_epochs
+from moe_retriever.config import Common, Config
 from moe_retriever.data.load import Batch, DataSpec
 from moe_retriever.data.subsets import random_subsets, with_hidden
 from moe_retriever.device import Head
@@ -27,8 +28,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class ShaSpecOptions:
-    """Options of ShaSpec."""
-
     alpha: float = option(0.1, "weight of the loss that aligns shared features of different modalities")
     beta: float = option(0.02, "weight of the loss of a modality classifier on the specific features")
     fill: str = option(
@@ -63,8 +62,6 @@ class SharedTransformer(nn.Module):
 
 
 class ShaSpec(Method[ShaSpecOptions]):
-    """ShaSpec: shared and specific features."""
-
     name = "shaspec"
     title = "ShaSpec"
     summary = "shared and modality-specific features; missing modalities get the mean of the observed shared features"
@@ -81,25 +78,18 @@ class ShaSpec(Method[ShaSpecOptions]):
         super().__init__(spec, config, noise)
         c, o, n_modalities = config.common, config.own, len(spec.modalities)
         self.norm = nn.LayerNorm(c.hidden)
-        self.shared: nn.Module = (
-            FeedForward(c.hidden, c.hidden, c.dropout, noise)
-            if o.shared_encoder == "mlp"
-            else SharedTransformer(c, noise)
-        )
-        self.specific = nn.ModuleList(FeedForward(c.hidden, c.hidden, c.dropout, noise) for _ in range(n_modalities))
+        mlp = partial(FeedForward, c.hidden, c.hidden, c.dropout, noise)
+        self.shared: nn.Module = mlp() if o.shared_encoder == "mlp" else SharedTransformer(c, noise)
+        self.specific = nn.ModuleList(mlp() for _ in range(n_modalities))
         self.compose = nn.Linear(2 * c.hidden, c.hidden)
         self.which = nn.Linear(c.hidden, n_modalities)
         self.head = Head(n_modalities * c.hidden, spec.n_outputs)
-        self.hiding = o.train_drop != "none"
-        if self.hiding and first_epochs(o.full_epochs, c.epochs) >= (c.epochs or EPOCHS):
-            raise UsageError(f"full_epochs={o.full_epochs} leaves no epochs with hidden modalities (epochs={c.epochs})")
-
-    def begin_epoch(self, epoch: int, n_epochs: int) -> None:
-        self.hiding = self.options.train_drop != "none" and epoch >= first_epochs(self.options.full_epochs, n_epochs)
+        if o.train_drop != "none":
+            self.open_with("full_epochs", o.full_epochs, "with hidden modalities")
 
     @property
-    def selectable(self) -> bool:
-        return self.hiding or self.options.train_drop == "none"
+    def hiding(self) -> bool:
+        return self.options.train_drop != "none" and not self.in_opening
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         if self.training and self.hiding:

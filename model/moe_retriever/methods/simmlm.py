@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_retriever.config import EPOCHS, Config, first_epochs
+from moe_retriever.config import Config
 from moe_retriever.data.load import Batch, DataSpec
 from moe_retriever.data.subsets import random_subsets
 from moe_retriever.device import Head
@@ -27,8 +27,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class SimMLMOptions:
-    """Options of SimMLM."""
-
     ranking: float = option(0.2, "weight of the more-versus-fewer loss beside the sum of the two task losses")
     independent: float = option(0.25, "epochs of independent experts at the start: number, or fraction of the first 20")
 
@@ -38,8 +36,6 @@ class SimMLMOptions:
 
 
 class SimMLM(UnimodalHeads[SimMLMOptions]):
-    """SimMLM: a dynamic mixture of modality experts."""
-
     name = "simmlm"
     title = "SimMLM"
     summary = "gated mean of the outputs of modality experts, trained so that more modalities are not worse than fewer"
@@ -54,16 +50,7 @@ class SimMLM(UnimodalHeads[SimMLMOptions]):
         c, n_modalities = config.common, len(spec.modalities)
         first = (nn.Linear(n_modalities * c.hidden, c.hidden), nn.ReLU(), Dropout(c.dropout, noise))
         self.gate = nn.Sequential(*first, Head(c.hidden, n_modalities))
-        self.together = True
-        if first_epochs(config.own.independent, c.epochs) >= (c.epochs or EPOCHS):
-            raise UsageError(f"independent={config.own.independent} leaves no epochs for the gate (epochs={c.epochs})")
-
-    def begin_epoch(self, epoch: int, n_epochs: int) -> None:
-        self.together = epoch >= first_epochs(self.options.independent, n_epochs)
-
-    @property
-    def selectable(self) -> bool:
-        return self.together
+        self.open_with("independent", config.own.independent, "for the gate")
 
     def forward(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         observed, label = self.on_device(batch.observed), batch.label
@@ -71,7 +58,7 @@ class SimMLM(UnimodalHeads[SimMLMOptions]):
         expert_BMC = torch.stack([head(h_BMH[:, m]) for m, head in enumerate(self.heads)], dim=1)
         if not self.training:
             return Output(self.mixture(h_BMH, expert_BMC, observed))
-        if not self.together:
+        if self.in_opening:
             # Only the experts are trained, each with its own loss; the loss of the mixture is only logged.
             alone = self.unimodal_losses(expert_BMC, batch).sum()
             return Output(self.mixture(h_BMH, expert_BMC, observed).detach(), {"independent": alone})

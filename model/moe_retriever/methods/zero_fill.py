@@ -6,8 +6,6 @@ from moe_retriever.methods.shared.filled_transformer import FilledTransformer
 
 
 class ZeroFill(FilledTransformer):
-    """Zeros for missing modalities, which the attention processes like other tokens."""
-
     name = "zero_fill"
     summary = "fusion transformer with zeros for missing modalities (control)"
 

@@ -16,5 +16,4 @@ def write_curves(run: Path) -> None:
     if path.is_file():
         config = read_json(run / "config.json", keys=("method", "seed", "common"))
         name, history = f"{method_title(config['method'])}, seed {config['seed']}", read_frame(path)
-        figure = plots.learning_curves({name: history}, score=config["common"]["select_metric"])
-        plots.save(figure, run / "curves")
+        plots.save(plots.learning_curves({name: history}, score=config["common"]["select_metric"]), run / "curves")

@@ -285,8 +285,7 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
         runs: name of the run → frame with `epoch, kind, first, second, cosine` (`moe_retriever.training.gradients`).
             With more than eight pairs, only their mean and range are drawn.
     """
-    everything = pl.concat(list(runs.values()))
-    pairs = sorted({(a, b) for a, b in everything.select("first", "second").iter_rows()})
+    pairs = sorted({(a, b) for a, b in pl.concat(list(runs.values())).select("first", "second").iter_rows()})
     figure = blank(5.0, 1.4 + 1.8 * len(runs))
     grid = figure.subplots(len(runs), 2, sharex="row", sharey=True, squeeze=False)
     for row, (name, frame) in enumerate(runs.items()):
@@ -300,9 +299,8 @@ def gradient_similarity(runs: Mapping[str, pl.DataFrame]) -> Figure:
                     style = {"color": PALETTE[number], "linewidth": 1.5, "marker": "o" if len(line) < 3 else ""}
                     axes.plot(line["epoch"], line["cosine"], label=f"{a}, {b}", **style)
             else:
-                over = some.group_by("epoch", maintain_order=True).agg(
-                    low=pl.col("cosine").min(), mean=pl.col("cosine").mean(), high=pl.col("cosine").max()
-                )
+                of_epoch, cosine = some.group_by("epoch", maintain_order=True), pl.col("cosine")
+                over = of_epoch.agg(low=cosine.min(), mean=cosine.mean(), high=cosine.max())
                 band = {"color": PALETTE[5], "alpha": 0.4, "linewidth": 0, "label": f"range of {len(pairs)} pairs"}
                 axes.fill_between(over["epoch"], over["low"], over["high"], **band)
                 axes.plot(over["epoch"], over["mean"], color=PALETTE[0], linewidth=1.5, label="mean")

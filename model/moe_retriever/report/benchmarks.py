@@ -16,20 +16,19 @@ SLOWEST = 10
 _FIELDS = {"s": "seconds", "max_rss": "peak_mb", "cpu_time": "cpu_seconds"}
 # Rules whose name contains an underscore.
 _RULES = ("image_qc", "suite_settings", "suite_report")
-# Names of jobs of a run or suite end in the rule's name (`<method>_seed<n>_train`); all others begin with it.
-_OF_A_RUN = re.compile(r"(?P<what>.+_seed\d+)_(?P<rule>[a-z]+)")
+# Names of jobs of a suite end in the rule's name; all others begin with it, except those in the folder of the batches.
 _OF_A_SUITE = re.compile(r"(?P<what>\w+?)_(?P<rule>[a-z]+)")
 
 
 def job_of(path: Path, folder: Path) -> tuple[str, str]:
     """Rule and name of a job, from the path of its benchmark file."""
     stem, parents = path.stem, path.relative_to(folder).parent.parts
-    match = _OF_A_RUN.fullmatch(stem)
-    if match is None and parents[:1] == ("suites",):
-        match = _OF_A_SUITE.fullmatch(stem)
+    if parents[:1] == ("batches",):
+        return "cells", "/".join([*parents[1:], stem])
+    match = _OF_A_SUITE.fullmatch(stem) if parents[:1] == ("suites",) else None
     rule = match["rule"] if match else next((r for r in _RULES if stem.startswith(r)), stem.split("_")[0])
     what = match["what"] if match else stem.removeprefix(rule).removeprefix("_")
-    return rule, " ".join(filter(None, ["/".join(parents), what.replace("_seed", " seed ")])) or rule
+    return rule, " ".join(filter(None, ["/".join(parents), what])) or rule
 
 
 def read_benchmarks(folder: Path) -> pl.DataFrame:
@@ -61,15 +60,9 @@ def summarise(jobs: pl.DataFrame) -> dict[str, Any] | None:
     if jobs.is_empty():
         return None
     slowest = pl.col("job").sort_by("seconds", descending=True, nulls_last=True).first()
-    rules = jobs.group_by("rule").agg(
-        pl.len().alias("n"),
-        pl.col("seconds").sum().alias("total"),
-        pl.col("seconds").median().alias("median"),
-        pl.col("seconds").max().alias("longest"),
-        pl.col("peak_mb").max(),
-        pl.col("cpu_seconds").sum(),
-        slowest.alias("slowest"),
-    )
+    seconds, used = pl.col("seconds"), (pl.col("peak_mb").max(), pl.col("cpu_seconds").sum())
+    times = {"total": seconds.sum(), "median": seconds.median(), "longest": seconds.max(), "slowest": slowest}
+    rules = jobs.group_by("rule").agg(pl.len().alias("n"), *used, **times)
     most = max(float(rules["total"].max() or 0.0), 1e-9)  # type: ignore[arg-type]
     rules = rules.with_columns(share=pl.col("total") / most)
     return {

@@ -20,7 +20,6 @@ class Caution(NamedTuple):
 
 
 def of_experiment(runs: Sequence[ReportedRun]) -> list[Caution]:
-    """Warnings about the runs of one experiment."""
     first = runs[0].metrics
     trained = [run for run in runs if run.method != "majority"]
     constant = [r for r in trained if _is_constant(r)]

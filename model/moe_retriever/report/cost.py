@@ -22,10 +22,8 @@ def of_experiment(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
         }
         row = {k: pl.Series(values, dtype=pl.Float64).mean() for k, values in measured.items()}
         row |= {"method": method_title(label), "seeds": len(mine)}
-        parameters = mine[0].metrics["training"]["parameters"]
-        rows.append(
-            row | {"parameters": parameters, "device": ", ".join(sorted({_device(run) for run in mine if run.cost}))}
-        )
+        row["parameters"] = mine[0].metrics["training"]["parameters"]
+        rows.append(row | {"device": ", ".join(sorted({_device(run) for run in mine if run.cost}))})
     return rows
 
 

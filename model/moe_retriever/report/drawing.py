@@ -39,8 +39,6 @@ _DECIMALS = re.compile(r"(\.\d\d)\d+")
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page: markup and caption."""
-
     markup: Markup
     caption: str
 

@@ -39,8 +39,7 @@ def _cell(frame: pl.DataFrame, metric: Metric, digits: int) -> dict[str, str]:
     bounds = frame.drop_nulls(["low", "high"]).select(pl.col("low", "high").mean() * metric.factor).row(0)
     interval = "" if frame["low"].null_count() else f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
     values = (frame["value"] * metric.factor).to_list()
-    text = with_sd(fmean(values), stdev(values) if len(values) > 1 else None, digits)
-    return {"text": text, "interval": interval}
+    return {"text": with_sd(fmean(values), stdev(values) if len(values) > 1 else None, digits), "interval": interval}
 
 
 def anchor_of(key: tuple[str, ...]) -> str:
@@ -57,7 +56,6 @@ def experiment_title(run: ReportedRun) -> str:
 
 
 def of_experiment(scores: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
-    """The tidy scores of one experiment."""
     return scores.filter(pl.all_horizontal([pl.col(c) == v for c, v in zip(EXPERIMENT, key, strict=True)]))
 
 
@@ -115,11 +113,8 @@ def _routing_figure(run: ReportedRun) -> Figure:
     experts = frame.select("expert", "pool").unique().sort("expert")
     names = expert_names(experts["pool"].to_list())
     total = pl.col("weight").sum().over("target", "combination")
-    shown = frame.with_columns(
-        pl.col("expert").replace_strict(experts["expert"], names, return_dtype=pl.String),
-        inputs="combination",
-        share=pl.col("weight") / total,
-    )
+    named = pl.col("expert").replace_strict(experts["expert"], names, return_dtype=pl.String)
+    shown = frame.with_columns(named, inputs="combination", share=pl.col("weight") / total)
     return plots.routing(shown, names)
 
 

@@ -49,11 +49,10 @@ def _shape(m: Modality) -> str:
 def store_sentences(store: Store, cited: Bibliography) -> str:
     """Source, cohort, modalities and encoders of a store."""
     m = store.manifest
-    source = (
-        f"a simulated export with the file layout of {m.release.removesuffix(' layout')}, without real people or data"
-        if m.origin == "simulated"
-        else f"an export of the original data ({m.release})"
-    )
+    source = f"an export of the original data ({m.release})"
+    if m.origin == "simulated":
+        layout = m.release.removesuffix(" layout")
+        source = f"a simulated export with the file layout of {layout}, without real people or data"
     text = [
         f"{m.title}{cited.cite(m.citation)}: the data come from {source}. The feature store {m.store_id} "
         f"(mrpipe {m.mrpipe_version}, code {m.code_hash}) contains {plural(m.n_samples, 'sample')} from "
@@ -91,15 +90,14 @@ def _encoders(store: Store, cited: Bibliography) -> str:
     text = ""
     if any("minilm" in x.encoder.lower() for x in store.modalities):
         text += f" Text was embedded with a pre-trained sentence encoder{cited.cite('minilm')}."
-    sources = store.dictionary["source_file"].drop_nulls().unique().to_list()
-    if any("raw T1 scans" in s for s in sources):
+    if any("raw T1 scans" in s for s in store.dictionary["source_file"].drop_nulls().unique().to_list()):
         came_stripped = store.manifest.options.get("image_brain") == "stripped"
         first = (
             "were provided skull-stripped and were" if came_stripped else f"were skull-stripped{cited.cite('deepbet')},"
         )
         text += (
             f" T1-weighted scans {first} corrected for intensity inhomogeneity{cited.cite('n4')}, segmented"
-            f"{cited.cite('atropos')} and warped to template space{cited.cite('ants')}."
+            f"{cited.cite('tissues')} and warped to template space{cited.cite('ants')}."
         )
     return text
 

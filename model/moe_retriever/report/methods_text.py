@@ -133,16 +133,13 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     if trained:
         losses = {True: "cross-entropy", False: "squared error of the standardised target"}
         loss = " or the ".join(dict.fromkeys(losses[bool(run.metrics["classes"])] for run in trained))
-        text.append(
-            f"Neural methods were trained with Adam{cited.cite('adam')} to minimise the {loss} ({_stated(trained)})."
-        )
+        adam, stated = cited.cite("adam"), _stated(trained)
+        text.append(f"Neural methods were trained with Adam{adam} to minimise the {loss} ({stated}).")
         metrics = dict.fromkeys(run.config["common"]["select_metric"] for run in trained)
         chosen = " or ".join(METRIC_NAMES.get(m, m) for m in metrics)
-        encoders = cited.cite(*_encoder_works(trained))
+        works = cited.cite(*_encoder_works(trained))
         text.append(f"The weights of the epoch with the best validation {chosen} were used.")
-        text.append(
-            f"For a given seed, all methods with modality encoders start from the same encoder weights{encoders}."
-        )
+        text.append(f"For a given seed, all methods with modality encoders start from the same encoder weights{works}.")
     fitted = {run.method: run.metrics["training"]["chosen"] for run in runs if run.metrics["training"].get("chosen")}
     for method, chosen in fitted.items():
         # An entry named after the method is a result, not a selected option.
@@ -155,8 +152,7 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
         text.append(f"Other options that differ from the presets: {', '.join(changed[:MOST_SETTINGS])}{more}.")
     if any(changed_options(run.config) for run in runs):
         text.append("The table of settings has the options of each method.")
-    seeds = sorted({run.seed for run in runs})
-    numbers = listed([str(s) for s in seeds])
+    numbers = listed([str(s) for s in sorted({run.seed for run in runs})])
     text.append(f"Random seeds (initial weights, batches, dropout and retrieval): {numbers}.")
     return " ".join(filter(None, text))
 

@@ -251,7 +251,6 @@ def _searches(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `mrpipe report`."""
     folders: dict[str, Any] = {"type": Path, "nargs": "*", "default": []}
     parser.add_argument("--runs", **folders, metavar="RUN", help="finished run folders")
     parser.add_argument("--stores", **folders, metavar="STORE", help="stores to describe")
@@ -269,7 +268,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run `mrpipe report`."""
     pairs = [item.partition("=") for item in args.qc]
     wrong = [name for name, separator, folder in pairs if not (name and separator and folder)]
     if wrong:

@@ -43,5 +43,4 @@ def changed_options(config: dict[str, Any]) -> dict[str, Any]:
     except UsageError:
         return {}
     usual = {**asdict(preset.common), **asdict(preset.own)}
-    chosen = {**config["common"], **config["options"]}
-    return {k: v for k, v in sorted(chosen.items()) if k in usual and v != usual[k]}
+    return {k: v for k, v in sorted({**config["common"], **config["options"]}.items()) if k in usual and v != usual[k]}

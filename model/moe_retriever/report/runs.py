@@ -75,7 +75,6 @@ class ReportedRun:
 
     @property
     def dataset(self) -> str:
-        """Displayed name of the data set."""
         return dataset_title(self.metrics["dataset"], self.metrics.get("title", ""))
 
     @property
@@ -135,7 +134,6 @@ def tell_apart(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
 
 
 def by_experiment(runs: Sequence[ReportedRun]) -> dict[tuple[str, ...], list[ReportedRun]]:
-    """Group the runs by experiment, in their original order."""
     groups: defaultdict[tuple[str, ...], list[ReportedRun]] = defaultdict(list)
     for run in runs:
         groups[run.experiment].append(run)

@@ -34,15 +34,11 @@ def describe_store(store: Store, figures: Path) -> dict[str, Any]:
     name = f"{m.dataset}-{store.store_id}"
     names = [x.name for x in store.modalities]
     attrition = shared(store, "attrition")
-    below = "the table below has the same numbers."
-    availability = draw(
-        plots.availability(m.pattern_counts, names),
-        figures / f"{name}-availability.svg",
-        label=f"Number of samples of {m.title} for each combination of {', '.join(names)}; {below}",
-    )
-    flow = draw(
-        plots.cohort_flow(attrition), figures / f"{name}-cohort.svg", label=f"Cohort flow of {m.title}; {below}"
-    )
+    same = "the table below has the same numbers."
+    label = f"Number of samples of {m.title} for each combination of {', '.join(names)}; {same}"
+    picture = plots.availability(m.pattern_counts, names)
+    availability = draw(picture, figures / f"{name}-availability.svg", label=label)
+    flow = draw(plots.cohort_flow(attrition), figures / f"{name}-cohort.svg", label=f"Cohort flow of {m.title}; {same}")
     entries = zip(store.modalities, sorted(m.modalities, key=lambda e: e["bit"]), strict=True)
     return {
         "anchor": f"store-{name}",
@@ -113,11 +109,5 @@ def _audit(store: Store) -> dict[str, Any] | None:
     # Event sequences are audited per item of the vocabulary.
     items = pl.when(pl.col("kind") == "event").then(pl.col("levels").list.len()).otherwise(1)
     looked_at = int(store.dictionary.filter(pl.col("modality").is_in(tables)).select(items.sum()).item())
-    return {
-        "threshold": AUDIT_THRESHOLD,
-        "task": task_title(task.name),
-        "scheme": store.manifest.default_scheme,
-        "n": len(found),
-        "rows": found.head(AUDIT_ROWS).to_dicts(),
-        "looked_at": looked_at,
-    }
+    of = {"threshold": AUDIT_THRESHOLD, "task": task_title(task.name), "scheme": store.manifest.default_scheme}
+    return of | {"n": len(found), "rows": found.head(AUDIT_ROWS).to_dicts(), "looked_at": looked_at}

@@ -54,9 +54,8 @@ def read_suite(folder: Path) -> ReportedSuite:
     table = folder / "table.html"
     pictures = sorted(folder.glob("*.svg"))
     if not table.is_file() and not pictures:
-        raise DataError(
-            Fault(file=str(folder), expected="a suite (table.html or *.svg)", found="neither", fix="Run it first.")
-        )
+        expected = "a suite (table.html or *.svg)"
+        raise DataError(Fault(file=str(folder), expected=expected, found="neither", fix="Run it first."))
     text = require_passive(table.read_text(encoding="utf-8"), str(table)) if table.is_file() else ""
     said = read_json(folder / "suite.json") if (folder / "suite.json").is_file() else {}
     columns = said.get("columns", ())
@@ -91,8 +90,7 @@ def _picture(suite: Path, path: Path) -> Picture:
 def _origins(folder: Path, text: str, said: dict[str, Any]) -> list[tuple[str, str]]:
     scores = folder / "scores.parquet"
     if scores.is_file():
-        frame = read_frame(scores, ["origin", "dataset"]).filter(pl.col("origin") != "")
-        return sorted(frame.unique().iter_rows())
+        return sorted(read_frame(scores, ["origin", "dataset"]).filter(pl.col("origin") != "").unique().iter_rows())
     if not re.search(r'class="[^"]*\bsimulated\b', text):
         return []
     datasets = dict.fromkeys(column["dataset"] for column in said.get("columns", ()) if "dataset" in column)

@@ -80,7 +80,6 @@ class Compared:
 
     @property
     def digits(self) -> int:
-        """Decimals of the differences."""
         return self.unit.digits(self.unit.factor * max([2 * e.half_width() for e in self.differences.values()] or [0]))
 
     def text(self, e: Estimate, sign: int = 1, form: str = "+", digits: int | None = None) -> str:
@@ -98,13 +97,9 @@ class Compared:
         """The data, and in brackets the numbers of samples and seeds, the view and the missingness."""
         n_seeds = max((len(self.comparison.seeds(m)) for m in self.comparison.methods if m != BEST), default=0)
         seeds, noun = f"{n_seeds} seed{'s' * (n_seeds != 1)}", _NOUNS.get(self.data, "samples")
-        parts = (
-            f"{self.n:,} test {noun.removesuffix('s') if f'{self.n}' == '1' else noun}",
-            self.view,
-            _hidden(self.missingness),
-            seeds,
-        )
-        return f"{'simulated ' * self.simulated}{self.data} ({', '.join(filter(None, parts))})"
+        tests = f"{self.n:,} test {noun.removesuffix('s') if f'{self.n}' == '1' else noun}"
+        parts = filter(None, (tests, self.view, _hidden(self.missingness), seeds))
+        return f"{'simulated ' * self.simulated}{self.data} ({', '.join(parts)})"
 
     def sentence(self) -> str:
         """The answer in one to three sentences."""
@@ -154,21 +149,18 @@ class Compared:
         return forest(rows, texts, verdicts, self.unit, label) if rows else ""
 
     def forest_title(self) -> str:
-        """Caption of the forest plot."""
         simulated, points = ", simulated data" * self.simulated, " (points)" * self.unit.percent
         return f"{self.name}{simulated}: {self.unit.title}, difference from {self.reference}{points}"
 
     @property
     def name(self) -> str:
-        """Data set and view."""
         return f"{self.data}, {self.view}" if self.view else self.data
 
 
 def forests(compared: Sequence[Compared]) -> tuple[tuple[str, Markup, bool], ...]:
     """Caption and SVG of the forest plots of the first comparisons, and whether each is open at first."""
     drawn = [c for c in compared[:MOST] if c.differences]
-    rows = accumulate(len(c.differences) for c in drawn)
-    shown = zip(drawn, rows, strict=True)
+    shown = zip(drawn, accumulate(len(c.differences) for c in drawn), strict=True)
     return tuple((c.forest_title(), Markup(c.forest()), n <= MOST_ROWS or c is drawn[0]) for c, n in shown)
 
 

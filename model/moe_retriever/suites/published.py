@@ -51,12 +51,10 @@ def dataset_title(dataset: str, title: str = "") -> str:
 
 
 def task_title(task: str) -> str:
-    """The name of a task as displayed."""
     return str(NAMES["tasks"].get(task, task.replace("_", " ")))
 
 
 def origin_title(origin: str) -> str:
-    """The origin of data as displayed."""
     return {"simulated": "simulated export", "export": "real export"}.get(origin, origin)
 
 

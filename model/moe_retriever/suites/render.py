@@ -36,7 +36,6 @@ class Cell:
 
 
 def cells_of(texts: Iterable[str], kind: str) -> tuple[Cell, ...]:
-    """Cells of one kind."""
     return tuple(Cell(text, kind) for text in texts)
 
 
@@ -117,7 +116,6 @@ def heading(name: str, title: str) -> str:
 
 
 def markdown(page: Page) -> str:
-    """Render the page as Markdown with pipe tables."""
     parts = [f"# {markdown_text(page.title)}", *([bullets(page.answer)] if page.answer else []), bullets(page.origins)]
     parts += [f"**Not finished**\n\n{bullets(page.shown_faults)}"] if page.faults else []
     parts += [markdown_grid(grid) for grid in page.overview]
@@ -127,7 +125,6 @@ def markdown(page: Page) -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list in Markdown."""
     return "\n".join(f"* {markdown_text(line)}" for line in lines)
 
 
@@ -154,8 +151,7 @@ def _latex_grid(grid: PageTable) -> str:
         name = _escaped(line.name)
         cells = [rf"\textbf{{{_escaped(c.text)}}}" if c.bold else _escaped(c.text) for c in line.cells]
         rows.append(_latex_row([rf"\emph{{{name}}}" if line.kind != "method" else name, *cells]))
-    head = _latex_row([_escaped(h) for h in grid.header])
-    body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
+    body = "\n".join([r"\toprule", _latex_row([_escaped(h) for h in grid.header]), r"\midrule", *rows, r"\bottomrule"])
     columns = "l" + "r" * (len(grid.header) - 1)
     return (
         f"\\begin{{table}}\n\\caption{{{_escaped(grid.caption)}}}\n\\centering\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
@@ -172,7 +168,6 @@ def _escaped(text: str) -> str:
 
 
 def html(page: Page) -> str:
-    """Render the page as an HTML fragment."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page) + "\n"
 

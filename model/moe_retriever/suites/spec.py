@@ -21,8 +21,6 @@ BEST = "best possible"
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """A row: a method with its settings."""
-
     name: str
     method: str
     preset: str
@@ -137,7 +135,6 @@ class SuiteSpec:
 
 
 def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
-    """Create a suite from the content of a suite.json."""
     columns = [c | {"modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])} for c in said["columns"]]
     return SuiteSpec(
         name=said["suite"],
@@ -152,7 +149,6 @@ def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
 
 
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that the commands for suites share."""
     parser.add_argument("--suite", type=Path, required=True, metavar="FILE", help="suite.json of the workflow")
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of all runs")
 

@@ -171,7 +171,6 @@ def _named(e: Estimate | None, names: Sequence[str], metric: str) -> Iterator[tu
 
 
 def make_page(suite: SuiteSpec, columns: Sequence[Filled], scores: pl.DataFrame) -> Page:
-    """The rendered contents of a suite."""
     cells = {(r["column"], r["row"], r["metric"]): r for r in scores.iter_rows(named=True)}
     overview = [_overview(suite, columns, cells, store) for store in dict.fromkeys(c.column.store for c in columns)]
     if ranks := rank_table(suite, scores):
@@ -243,9 +242,8 @@ def _overview(suite: SuiteSpec, columns: Sequence[Filled], cells: Cells, store: 
     origin = next((f.origin for _, f, _ in mine if f.origin), "")
     what = "" if several else f", {METRIC_NAMES[suite.metrics[0]]}"
     unit = " (%)" if all(METRIC[m].percent for m in suite.metrics) else ""
-    caption = (
-        f"{name}{f' ({origin_title(origin)})' if origin else ''}{what} on the test split{unit}, mean ± SD over seeds"
-    )
+    of_origin = f" ({origin_title(origin)})" if origin else ""
+    caption = f"{name}{of_origin}{what} on the test split{unit}, mean ± SD over seeds"
     return PageTable(caption, tuple(header), tuple(lines))
 
 
@@ -290,17 +288,12 @@ def _detail(suite: SuiteSpec, number: int, filled: Filled, cells: Cells, data: s
             continue
         texts = [Cell(str(next(iter(ours.values()))["seeds"]), "count")]
         for metric in filled.metrics:
-            c = ours.get(metric)
-            text = (
-                "–"
-                if c is None
-                else with_sd(c["mean"], c["sd"], digits[metric]) + _between(c, "low", "high", digits[metric])
-            )
+            c, d = ours.get(metric), digits[metric]
+            text = "–" if c is None else with_sd(c["mean"], c["sd"], d) + _between(c, "low", "high", d)
             texts.append(Cell(text, "ours", c is not None and c["leads"]))
         texts += [_difference(ours.get(m), kind, of_difference[kind, m]) for kind, _ in shown for m in metrics]
         lines.append(Line("control" if row.control else "method", row.name, tuple(texts)))
-    n_seeds = max(c["seeds"] for c in mine.values())
-    over = "test subjects only (one seed)" if n_seeds == 1 else "seeds and test subjects"
+    over = "test subjects only (one seed)" if max(c["seeds"] for c in mine.values()) == 1 else "seeds and test subjects"
     caption = f"{data}, {filled.column.name} ({origin_title(filled.origin)}, n = {filled.n:,} test samples)"
     units = [METRIC_NAMES[m] for m in filled.metrics if not METRIC[m].percent]
     if len(units) < len(filled.metrics):
@@ -380,7 +373,6 @@ def write_tables(suite: SuiteSpec, runs: Path, out: Path) -> Page:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `mrpipe suite-tables`."""
     add_suite_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
     help = "folders of your own runs; those with the same data and masks become rows"
@@ -388,7 +380,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run `mrpipe suite-tables`."""
     page = write_tables(joined(read_suite(args.suite), args.runs, args.join), args.runs, args.out)
     missing = f", {len(page.faults)} cells not finished" if page.faults else ""
     print(f"{args.out / 'table.md'}: {len(page.overview) + len(page.details)} tables{missing}")

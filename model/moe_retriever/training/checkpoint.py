@@ -41,7 +41,7 @@ MASK_NAME = "mask.parquet"
 # Patterns of all files that a run can have.
 RUN_FILES = (
     f"{NAME} {RESUME_NAME} {MASK_NAME} config.json *cost.json log.txt history.parquet curves.* gradients.parquet "
-    "metrics*.json metrics*.csv risk_coverage*.csv predictions*.parquet validation.parquet routing*.parquet "
+    "metrics*.json metrics*.csv cell.json risk_coverage*.csv predictions*.parquet validation.parquet routing*.parquet "
     "tests/*/*"
 ).split()
 # One epoch of the history: its number, losses and scores.

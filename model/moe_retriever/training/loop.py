@@ -24,7 +24,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from moe_retriever.catalogue import module_of
-from moe_retriever.config import AnyConfig
+from moe_retriever.config import EVALUATION, AnyConfig
 from moe_retriever.data.load import Batch, Data, load
 from moe_retriever.data.tables import Rows
 from moe_retriever.device import precision_of
@@ -169,6 +169,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     mark = fingerprint(content, config)
     if not job.overwrite:
         if _finished(run, mark):
+            _keep_options(run, content)
             return False
         if not job.replace and (run / checkpoint.NAME).is_file():
             require_same(run / "config.json", content, "run")
@@ -240,13 +241,14 @@ def _versions() -> dict[str, str]:
 
 
 def _code_hash(method: str) -> str:
-    return code_hash("moe_retriever.training.loop", module_of(method))
+    return code_hash("moe_retriever.training.loop:run_training", module_of(method))
 
 
 def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
-    """Hash of everything that determines a run's output: options, data, initial weights and code."""
-    weights = config.common.image_weights
-    parts = [json.dumps(described, sort_keys=True), _code_hash(config.method)]
+    """Hash of everything that determines a trained model: options, data, initial weights and code."""
+    weights, common = config.common.image_weights, vars(config.common)
+    used = described | {"common": {name: value for name, value in common.items() if name not in EVALUATION}}
+    parts = [json.dumps(used, sort_keys=True), _code_hash(config.method)]
     parts += [torch.__version__, sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
@@ -254,6 +256,15 @@ def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
 def _finished(run: Path, mark: str) -> bool:
     path = run / checkpoint.NAME
     return path.is_file() and checkpoint.read(path)["fingerprint"] == mark
+
+
+def _keep_options(run: Path, described: Mapping[str, object]) -> None:
+    """Replace the options of the evaluation in a finished run, which do not affect the trained model."""
+    if read_json(run / "config.json").get("common") != described["common"]:
+        model = checkpoint.read(run / checkpoint.NAME)
+        keys = ("method", "preset", "seed", "common", "options")
+        checkpoint.write(run / checkpoint.NAME, model | {"config": {key: described[key] for key in keys}})
+        write_text(run / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def require_same(path: Path, settings: Mapping[str, object], what: str) -> None:

@@ -12,6 +12,10 @@ from mrpipe.datasets.adni.simulate.export import AdniSimulation, simulate_export
 from mrpipe.datasets.adni.tables import CLASSES, PROVIDER
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 
+_GENOTYPES = ("*.bed", "*.bim", "*.fam", "*.vcf", "*.vcf.gz", "*.legend", "*.legend.gz", "*.chain", "*.chain.gz")
+_IMAGES = ("*.nii", "*.nii.gz", "*.dcm", "*.npy", "*.json")
+_TABLES = ("*", *(f"!{pattern}" for pattern in (*_GENOTYPES, *_IMAGES)))
+
 DATASET = Dataset(
     name="adni",
     title="Alzheimer's Disease Neuroimaging Initiative",
@@ -46,6 +50,11 @@ DATASET = Dataset(
     cohort=build_cohort,
     simulate=simulate_export,
     modalities_of=present_modalities,
+    files={
+        **dict.fromkeys(("cohort", "clinical", "biospecimen"), _TABLES),
+        "genomic": _GENOTYPES,
+        "image": ("*", *(f"!{pattern}" for pattern in _GENOTYPES)),
+    },
     tiny={"n_subjects": 90, "n_snps": 192, "image_shape": [10, 12, 10], "image_max_scans": 2},
     notes=(
         "One sample per participant, taken at one visit: sample_id = subject_id = PTID.",

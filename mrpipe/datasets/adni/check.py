@@ -43,8 +43,7 @@ def present_modalities(raw: Path, options: AdniOptions) -> tuple[str, ...]:
     for name, (tables, _) in _BUILDERS.items():
         with contextlib.suppress(DataError):  # reported by `check_export`
             present += [name] if tables(export, options) else []
-    order = ("image", "genomic", "clinical", "biospecimen")
-    return tuple(m for m in order if m in present)
+    return tuple(m for m in ("image", "genomic", "clinical", "biospecimen") if m in present)
 
 
 def check_export(raw: Path, options: AdniOptions) -> Checked:
@@ -91,14 +90,9 @@ def check_export(raw: Path, options: AdniOptions) -> Checked:
     if inputs is not None and samples is not None:
         genotyped = pl.concat([rids_of(s.fam) for s in inputs.sets]).unique()
         observed["genomic"] = samples.filter(pl.col("rid").is_in(genotyped.implode()))["sample_id"]
-    return Checked(
-        release=f"LONI {export.layout()} layout",
-        files=tuple(sorted(set(files))),
-        notes=tuple(notes),
-        groups=images.groups,
-        observed=observed,
-        unused=_unused(raw, export, files) | images.unused,
-    )
+    release, groups = f"LONI {export.layout()} layout", images.groups
+    read, unused = tuple(sorted(set(files))), _unused(raw, export, files) | images.unused
+    return Checked(release=release, files=read, notes=tuple(notes), groups=groups, observed=observed, unused=unused)
 
 
 def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -> dict[str, pl.Series]:
@@ -127,9 +121,8 @@ def _observed(samples: pl.DataFrame, export: AdniExport, options: AdniOptions) -
                 export.notes.append(found + strangers)
     drugs = export.table(loni.RECCMEDS)
     if not options.dementia_drugs and drugs is not None and not drugs.select(is_dementia_drug("CMMED").any()).item():
-        export.notes.append(
-            f"{export.shown(loni.RECCMEDS)} names no dementia drug, so that dementia_drugs has no effect"
-        )
+        file = export.shown(loni.RECCMEDS)
+        export.notes.append(f"{file} names no dementia drug, so that dementia_drugs has no effect")
     return observed
 
 

@@ -55,10 +55,8 @@ def diagnoses(export: AdniExport, source: str) -> pl.DataFrame:
         if len(stray):
             fix = f"{len(stray)} rows are affected."
             if column == "DIAGNOSIS" and stray.select(code[column].is_in(["4", "5"]).any()).item():
-                fix = (
-                    "The file uses the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older data dictionary, in which "
-                    "3 is not dementia. Download DXSUM again."
-                )
+                fix = "The file uses the coding 1 CN, 5 SMC, 2 EMCI, 3 LMCI, 4 AD of an older data dictionary, "
+                fix += "in which 3 is not dementia. Download DXSUM again."
             expected = ", ".join(_NAMES) if table is ADNIMERGE else f"codes {', '.join(_CODES[column])}"
             raise export.fault(table, int(stray["row"][0]), column, expected, stray[column][0], fix)
     if all(frame[c].null_count() == len(frame) for c in maps):
@@ -82,12 +80,8 @@ def labelled(records: pl.DataFrame, options: AdniOptions, attrition: Attrition) 
         records: output of `diagnoses`, sorted by date.
     """
     people = records.group_by("rid", maintain_order=True)
-    summary = people.agg(
-        pl.col("dx").null_count().alias("n_blank"),
-        pl.col("dx").drop_nulls().n_unique().alias("n_states"),
-        pl.col("dx").count().alias("n_known"),
-    )
-    summary = summary.filter(pl.col("n_known") > 0)
+    dx = pl.col("dx")
+    summary = people.agg(n_blank=dx.null_count(), n_states=dx.drop_nulls().n_unique()).filter(pl.col("n_states") > 0)
     attrition.step("no visit with a diagnosis", len(summary))
     if options.label == "stable_dx":
         if options.blank_diagnosis == "exclude":
@@ -130,17 +124,10 @@ def build_cohort(raw: Path, options: AdniOptions, export: AdniExport | None = No
         raise DataError(Fault(file=file, expected=expected, found="none", fix=fix))
     if row_policy(options) == "baseline":
         baseline = export.visits.filter(pl.col("month") == 0).select("rid", pl.col("date").alias("date0"))
-        label = label.join(baseline, on="rid", how="left").with_columns(
-            date=pl.col("date0"), month=pl.lit(0, pl.Int32), viscode=pl.lit("bl")
-        )
-    samples = label.select(
-        pl.col("ptid").alias("sample_id"),
-        pl.col("ptid").alias("subject_id"),
-        "rid",
-        original_phase(pl.col("rid")).alias("phase"),
-        pl.col("viscode").alias("visit"),
-        pl.col("month").cast(pl.Int32).alias("visit_month"),
-        pl.col("date").alias("visit_date"),
-    ).sort("sample_id")
+        at_baseline = {"date": pl.col("date0"), "month": pl.lit(0, pl.Int32), "viscode": pl.lit("bl")}
+        label = label.join(baseline, on="rid", how="left").with_columns(**at_baseline)
+    ids = {"sample_id": "ptid", "subject_id": "ptid", "rid": "rid"}
+    visit = {"visit": pl.col("viscode"), "visit_month": pl.col("month").cast(pl.Int32), "visit_date": pl.col("date")}
+    samples = label.select(**ids, phase=original_phase(pl.col("rid")), **visit).sort("sample_id")
     value = label.select(pl.col("ptid").alias("sample_id"), pl.col("value").cast(pl.Int8)).sort("sample_id")
     return Cohort(samples=samples, labels={"diagnosis": value}, attrition=attrition.frame())

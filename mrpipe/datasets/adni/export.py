@@ -173,9 +173,8 @@ class AdniExport:
         fields = [replace(f, required=f.required and not merged) for f in table.fields]
         columns = [*loni.KEYS, *(f.column() for f in fields)]
         frame = read_csv(path, columns, shown_as=shown_as, notes=self.notes, numbered=True)
-        missing = [
-            c for c in (*(k.name for k in loni.KEYS[2:]), *(f.name for f in table.fields)) if c not in frame.columns
-        ]
+        names = [*(k.name for k in loni.KEYS[2:]), *(f.name for f in table.fields)]
+        missing = [name for name in names if name not in frame.columns]
         frame = _people(frame, path, shown_as).with_columns(pl.lit(None, pl.String).alias(c) for c in missing)
         frame = frame.filter(pl.col("rid") != loni.QC_RID).with_columns(values.phase("PHASE", "VISCODE").alias("phase"))
         if merged:
@@ -192,8 +191,7 @@ class AdniExport:
         differ = pl.col("ptid").str.extract(r"_(\d+)$").cast(pl.Int32) != pl.col("rid")
         self.note(differ, frame, f"{shown_as}: {{n}} {text}")
         text = "visit dates are not YYYY-MM-DD or M/D/YYYY (or D/M/YYYY, D.M.YYYY, D-Mon-YYYY) and count as unknown"
-        unparsed = pl.col("DATE").is_not_null() & values.date("DATE").is_null()
-        self.note(unparsed, frame, f"{shown_as}: {{n}} {text}")
+        self.note(pl.col("DATE").is_not_null() & values.date("DATE").is_null(), frame, f"{shown_as}: {{n}} {text}")
         frame = frame.with_columns(
             pl.when(~values.is_missing_code(f.name, positive=f.positive)).then(pl.col(f.name)).alias(f.name)
             for f in table.fields
@@ -206,17 +204,14 @@ class AdniExport:
                 self.notes.append(note)
         faults.raise_if_any()
         keys = [
-            pl.col("rid"),
-            pl.col("ptid"),
-            pl.col("phase"),
+            pl.col("rid", "ptid", "phase"),
             pl.coalesce("VISCODE2", "VISCODE").alias("viscode"),
             values.visit_month("VISCODE", "VISCODE2").alias("month"),
             values.visit_rank("VISCODE", "VISCODE2").alias("rank"),
             values.date("DATE").alias("date"),
             values.stamp("UPDATE_STAMP").alias("stamp"),
         ]
-        cleaned = [e for f in table.fields for e in _cleaned(f)]
-        return frame.select(pl.col(ROW).alias("row"), *keys, *cleaned)
+        return frame.select(pl.col(ROW).alias("row"), *keys, *[e for f in table.fields for e in _cleaned(f)])
 
     def note(self, condition: pl.Expr, frame: pl.DataFrame, text: str) -> None:
         """Add a note on the rows that meet a condition; `{n}` and `{people}` in the text are their counts."""
@@ -235,9 +230,8 @@ class AdniExport:
         for other in (*copies, *versions):
             shown_as = other.relative_to(self.raw).as_posix()
             try:
-                frame = _people(
-                    read_csv(other, loni.KEYS[:2], shown_as=shown_as, notes=[], numbered=True), other, shown_as
-                )
+                frame = read_csv(other, loni.KEYS[:2], shown_as=shown_as, notes=[], numbered=True)
+                frame = _people(frame, other, shown_as)
             except DataError:
                 self.notes.append(f"{name} is read for {table.name}; {shown_as} is not, and is no valid table")
                 continue
@@ -271,13 +265,8 @@ class AdniExport:
         Participants who changed site have several PTIDs. The most frequent one in the first table that lists the
         participant is used (order: DXSUM, PTDEMOG, …, ROSTER); ties take the smallest.
         """
-        listed = [
-            frame.filter(pl.col("ptid").is_not_null())
-            .group_by("rid", "ptid")
-            .len()
-            .with_columns(pl.lit(i).alias("table"))
-            for i, frame in enumerate(self._present())
-        ]
+        pairs = (frame.drop_nulls("ptid").group_by("rid", "ptid").len() for frame in self._present())
+        listed = [counted.with_columns(pl.lit(i).alias("table")) for i, counted in enumerate(pairs)]
         if not listed:
             return pl.DataFrame(schema={"rid": pl.Int32, "ptid": pl.String})
         ordered = pl.concat(listed).sort("rid", "table", -pl.col("len").cast(pl.Int64), "ptid")
@@ -315,9 +304,8 @@ class AdniExport:
         # Later visits do not count: they must not change what is known about the baseline.
         median = pl.when(pl.col("month") == 0).then(day).median().over("rid")
         wrong = ((day - median).abs() > TOLERANCE * DAYS_PER_MONTH).fill_null(False).alias("wrong")
-        return (
-            pl.concat(known).with_columns(wrong).sort("rid", "wrong", "month", "rank", "later_phase", "table", "date")
-        )
+        order = ("rid", "wrong", "month", "rank", "later_phase", "table", "date")
+        return pl.concat(known).with_columns(wrong).sort(order)
 
     @cached_property
     def baselines(self) -> pl.DataFrame:
@@ -356,13 +344,8 @@ class AdniExport:
                 unknown = pl.col("month").is_null() & pl.col("since").is_null()
                 text = "records have no month in their visit code and no date since baseline; their time is unknown"
                 self.note(unknown, frame, f"{name}: {{n}} {text}")
-            month = (
-                pl.when(apart)
-                .then(pl.max_horizontal("month", "since"))
-                .when(pl.col("month").is_null() & ~early)
-                .then(pl.col("since"))
-                .otherwise(pl.col("month"))
-            )
+            of_code = pl.coalesce("month", pl.when(~early).then(pl.col("since")))
+            month = pl.when(apart).then(pl.max_horizontal("month", "since")).otherwise(of_code)
             frame = frame.with_columns(month.alias("month"), pl.coalesce("date", "visit_date").alias("date"))
             estimate = pl.col("date0").dt.offset_by(pl.format("{}mo", "month"))
             frame = frame.with_columns(pl.coalesce("date", estimate).alias("when"))

@@ -1,6 +1,7 @@
 """Options of the ADNI reader: labels, visits, features and genotypes. Image options are inherited."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.options import option
@@ -12,6 +13,20 @@ ROW_POLICIES = ("profile", "baseline", "latest_update", "latest_before_dx")
 @dataclass(frozen=True)
 class AdniOptions(ImageOptions):
     """How a LONI export becomes samples and features. Paths are absolute or relative to the export folder."""
+
+    STEPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "label blank_diagnosis label_source": ("cohort",),
+        "profile rows": ("cohort", "clinical", "biospecimen"),
+        "dementia_drugs": ("clinical",),
+        "plasma_abeta plasma_nfl isoprostane": ("biospecimen",),
+        "genotypes vcf_calls vcf_uncertainty vcf_r2 source_builds target_build chain reference": ("genomic",),
+        "frequency_check off_reference chromosomes mind geno maf hwe merge": ("genomic",),
+        "image_route image_maps image_mask image_mask_sha256 image_mask_label image_scan image_date_column": ("image",),
+        "image_tries image_parts image_template image_gm_threshold": ("image",),
+        "image_dtype image_downsample": ("image.ingest",),
+        "image_registration image_brain image_smoothing_mm": ("image.prepare",),
+        "image_min_overlap image_min_ncc image_timeout_min": ("image.prepare",),
+    }
 
     label: str = option(
         "stable_dx",

@@ -76,12 +76,9 @@ class LoniTable:
 
     def absent(self, found: str = "no such file") -> Fault:
         others = [stem for s in self.stems + self.older if (stem := re.split(r"[(\\]", s)[0]) != self.name]
-        return Fault(
-            file=f"{self.name}_ddMonYYYY.csv",
-            expected=f"the table {self.name}" + (f" (also named {', '.join(others)})" if others else ""),
-            found=found,
-            fix=f"Download it from {PROVIDER}: {self.menu}.",
-        )
+        expected = f"the table {self.name}" + (f" (also named {', '.join(others)})" if others else "")
+        fix = f"Download it from {PROVIDER}: {self.menu}."
+        return Fault(file=f"{self.name}_ddMonYYYY.csv", expected=expected, found=found, fix=fix)
 
 
 _KEYS = {

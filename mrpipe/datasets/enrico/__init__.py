@@ -37,6 +37,7 @@ DATASET = Dataset(
     cohort=build_cohort,
     simulate=simulate_export,
     people=False,
+    files={"screenshot": ("*screenshots*",), "wireframe": ("*wireframes*", "*hierarchies*")},
     tiny={"n_screens": 40, "scale": 0.25, "zipped": True},
     notes=(
         "Each screen is its own subject. Some apps have several screens (app_id, where the metadata names it); the "

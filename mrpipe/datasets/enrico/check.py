@@ -83,8 +83,7 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
     wireframes = _Members(export["wireframes"], WIREFRAMES, ids)
     hierarchies = _Members(export["hierarchies"], HIERARCHIES, ids)
     metadata = _Members(export["metadata"], HIERARCHIES, ids)
-    unavailable = unavailable_wireframes(issues) if issues is not None else frozenset()
-    images = wireframes.names.keys() - unavailable
+    images = wireframes.names.keys() - (unavailable_wireframes(issues) if issues is not None else frozenset())
     sizes = screenshots.parse(screenshots.names, image_size, faults)
     trees: dict[str, Hierarchy] = hierarchies.parse(hierarchies.names, parse_hierarchy, faults)
     drawable = {s for s, t in trees.items() if t.draws}
@@ -112,10 +111,8 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
         if listed := sorted(screen_ids):
             notes.append(f"{len(listed)} {text}: {few(listed)}")
 
-    if len(ids) != sum(enrico.TOPIC_COUNTS.values()):
-        notes.append(
-            f"design_topics.csv has {len(ids)} screens; the published table has {sum(enrico.TOPIC_COUNTS.values())}"
-        )
+    if len(ids) != (published := sum(enrico.TOPIC_COUNTS.values())):
+        notes.append(f"design_topics.csv has {len(ids)} screens; the published table has {published}")
     drawn = sorted(s for s in ids if sources[s] == "rendered")
     note(drawn, "wireframes will be drawn from their hierarchies")
     note(trees.keys() - drawable, "hierarchies draw nothing and give no wireframe")
@@ -145,10 +142,5 @@ def check_export(raw: Path, options: EnricoOptions) -> Checked:
         if folder.ignored:
             unused[folder.ignored.name] = f"the unpacked folder {folder.name} is read; remove it to read the archive"
     observed = {"screenshot": list(sizes), "wireframe": [s for s in ids if sources[s]]}
-    return Checked(
-        release="Enrico 2020",
-        files=tuple(files),
-        notes=tuple(notes),
-        observed={m: pl.Series(v, dtype=pl.String) for m, v in observed.items()},
-        unused=unused,
-    )
+    listed = {m: pl.Series(v, dtype=pl.String) for m, v in observed.items()}
+    return Checked(release="Enrico 2020", files=tuple(files), notes=tuple(notes), observed=listed, unused=unused)

@@ -48,23 +48,12 @@ def unavailable_wireframes(issues: pl.DataFrame) -> frozenset[str]:
 
 def _issue_columns(issues: pl.DataFrame) -> pl.DataFrame:
     """One row per screen with issues: worst severity per source, worst severity overall (a rank), descriptions."""
-    ranked = issues.with_columns(
-        pl.col("severity")
-        .replace_strict({s: i for i, s in enumerate(enrico.SEVERITIES)}, return_dtype=pl.Int8)
-        .alias("rank")
-    )
-    names = dict(enumerate(enrico.SEVERITIES))
-    worst = [
-        pl.col("rank")
-        .filter(pl.col("source") == source)
-        .max()
-        .replace_strict(names, return_dtype=pl.String)
-        .alias(f"issue_{source}")
-        for source in enrico.SOURCES
-    ]
+    severity = pl.col("severity").cast(pl.Enum(enrico.SEVERITIES))
+    of_source = {s: severity.filter(pl.col("source") == s).max().cast(pl.String) for s in enrico.SOURCES}
+    worst = [expression.alias(f"issue_{source}") for source, expression in of_source.items()]
     described = pl.format("{}: {}", "source", "description").str.join("; ").alias("issue_description")
-    grouped = ranked.group_by(pl.col("screen_id").alias("sample_id"), maintain_order=True)
-    return grouped.agg(*worst, described, pl.col("rank").max().alias("issue_rank"))
+    grouped = issues.group_by(pl.col("screen_id").alias("sample_id"), maintain_order=True)
+    return grouped.agg(*worst, described, severity.max().to_physical().cast(pl.Int8).alias("issue_rank"))
 
 
 def parse_metadata(data: bytes, shown_as: str) -> tuple[dict[str, Any], bool]:
@@ -127,8 +116,7 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
 
     attrition = Attrition(len(samples), "screens with a design topic")
     if options.exclude_issues != "none":
-        limit = enrico.SEVERITIES.index(options.exclude_issues)
-        samples = samples.filter(pl.col("issue_rank").fill_null(-1) < limit)
+        samples = samples.filter(pl.col("issue_rank").fill_null(-1) < enrico.SEVERITIES.index(options.exclude_issues))
         worse = " or worse" if options.exclude_issues != "high" else ""
         attrition.step(f"issue of severity {options.exclude_issues}{worse}", len(samples))
     if options.landscape == "exclude":
@@ -143,8 +131,5 @@ def build_cohort(raw: Path, options: EnricoOptions) -> Cohort:
     value = pl.col("topic").replace_strict(index, return_dtype=pl.Int8).alias("value")
     columns = [*(f"issue_{s}" for s in enrico.SOURCES), "issue_description"]
     ordered = samples.select(pl.exclude(*columns, "issue_rank"), *columns).sort("sample_id")
-    return Cohort(
-        samples=ordered,
-        labels={"topic": labels.select("sample_id", value).sort("sample_id")},
-        attrition=attrition.frame(),
-    )
+    topic = labels.select("sample_id", value).sort("sample_id")
+    return Cohort(samples=ordered, labels={"topic": topic}, attrition=attrition.frame())

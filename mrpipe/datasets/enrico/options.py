@@ -1,13 +1,19 @@
 """Reader options of Enrico."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mrpipe.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnricoOptions:
-    """How an Enrico export is read."""
+    STEPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "image_size": ("screenshot", "wireframe"),
+        "wireframes render_missing_wireframes": ("cohort", "wireframe"),
+        "max_unmatched": (),
+        "exclude_issues": ("cohort",),
+    }
 
     image_size: tuple[int, ...] = option((256, 128), "height and width of the images in pixels, as in MultiBench")
     landscape: str = option(

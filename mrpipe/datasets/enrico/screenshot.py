@@ -27,9 +27,8 @@ def read_screenshots(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -
     height, width = options.image_size
 
     def load(screen_id: str) -> NDArray[np.uint8]:
-        return to_array(
-            folder.parse(names[screen_id], decode), (height, width), rotate_landscape=options.landscape == "rotate"
-        )
+        image = folder.parse(names[screen_id], decode)
+        return to_array(image, (height, width), rotate_landscape=options.landscape == "rotate")
 
     modality, columns = image_modality("screenshot", 0, DESCRIPTION, (3, height, width))
     absent = {i: "no screenshot file" for i in ids if i not in names}

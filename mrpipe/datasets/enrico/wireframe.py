@@ -34,11 +34,8 @@ def wireframe_sources(
 
     def source(screen_id: str) -> str | None:
         usable = screen_id in images
-        if screen_id in drawable and (
-            options.wireframes == "render" or (not usable and options.render_missing_wireframes)
-        ):
-            return "rendered"
-        return "png" if usable else None
+        drawn = options.wireframes == "render" or (not usable and options.render_missing_wireframes)
+        return "rendered" if drawn and screen_id in drawable else "png" if usable else None
 
     return [source(s) for s in screen_ids]
 

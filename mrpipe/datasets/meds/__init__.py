@@ -12,11 +12,10 @@ from mrpipe.schema import Dataset, ModalityReader, Scheme
 
 
 def _declared(config: MedsConfig, *, split: bool) -> Dataset:
-    readers = [MedsReader(m, bit) for bit, m in enumerate(config.modalities)]
-    modalities = {
-        r.modality.name: ModalityReader(bit=r.bit, description=r.description, read=r, prepare=r.prepare)
-        for r in readers
-    }
+    modalities = {}
+    for r in (MedsReader(m, bit) for bit, m in enumerate(config.modalities)):
+        reader = ModalityReader(bit=r.bit, description=r.description, read=r, prepare=r.prepare)
+        modalities[r.modality.name] = reader
     standard = Scheme(column="split", description=f"column split of {SPLITS}") if split else None
     return declare(_BASE, tuple(label.task for label in config.labels), modalities, standard)
 

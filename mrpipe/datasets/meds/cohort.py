@@ -1,6 +1,7 @@
 """Samples, prediction times, labels and split of a MEDS dataset, and its check."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -38,15 +39,8 @@ class Timeline:
     def following(self, frame: pl.DataFrame, on: str, codes: Codes, name: str, *, at: bool = False) -> pl.DataFrame:
         """Add the time of the subject's first event after the time in column `on` (with `at`, also at it)."""
         events = self.times(codes, name).with_columns(pl.col(name).alias("next"))
-        joined = frame.sort(on).join_asof(
-            events,
-            left_on=on,
-            right_on="next",
-            by="subject_id",
-            strategy="forward",
-            allow_exact_matches=at,
-            check_sortedness=False,
-        )
+        how: dict[str, Any] = {"left_on": on, "right_on": "next", "by": "subject_id", "strategy": "forward"}
+        joined = frame.sort(on).join_asof(events, **how, allow_exact_matches=at, check_sortedness=False)
         return joined.drop("next", strict=False)
 
 
@@ -183,9 +177,6 @@ def check_export(raw: Path, options: MedsOptions) -> Checked:
     if "split" in samples.columns and (n := samples["split"].null_count()):
         notes.append(f"{SPLITS}: {n} of {len(samples)} samples are of subjects in no split")
     places = ("data", CODES, SPLITS, ABOUT, *([config.samples.file] if config.samples.file else []))
-    return Checked(
-        release=" ".join(str(about[k]) for k in ("dataset_name", "dataset_version") if k in about) or "unknown",
-        files=(config_path(raw, options.config, PAGE), *(f for place in places for f in files_of(raw, place))),
-        notes=tuple(notes),
-        observed=observed,
-    )
+    release = " ".join(str(about[k]) for k in ("dataset_name", "dataset_version") if k in about) or "unknown"
+    files = (config_path(raw, options.config, PAGE), *(f for place in places for f in files_of(raw, place)))
+    return Checked(release=release, files=files, notes=tuple(notes), observed=observed)

@@ -81,8 +81,6 @@ class MedsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MedsOptions:
-    """Options of the reader."""
-
     config: str = option("meds.yaml", "YAML file that declares the dataset: a file in the export folder, or any path")
 
 

@@ -36,8 +36,6 @@ labels:
 
 @dataclass(frozen=True, kw_only=True)
 class MedsSimulation:
-    """Options of the simulated MEDS dataset."""
-
     n_subjects: int = option(300, "number of subjects, at least 40; each has one stay")
     seed: int = option(0, "random seed")
 
@@ -78,9 +76,8 @@ def simulate_export(raw: Path, truth: Path, options: MedsSimulation) -> None:
         pl.DataFrame([subject[who], time[who], value[who]], schema=names).with_columns(pl.lit(code).alias("code"))
         for who, time, code, value in table
     )
-    events = events.with_columns(pl.col("numeric_value").fill_nan(None).cast(pl.Float32)).sort(
-        "subject_id", "time", "code"
-    )
+    events = events.with_columns(pl.col("numeric_value").fill_nan(None).cast(pl.Float32))
+    events = events.sort("subject_id", "time", "code")
     part = np.where(u[:, 0] < 0.7, "train", np.where(u[:, 0] < 0.85, "tuning", "held_out"))
     for name in ("train", "tuning", "held_out"):
         chosen = pl.col("subject_id").is_in(pl.Series(subject[part == name]).implode())

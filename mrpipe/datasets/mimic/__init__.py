@@ -9,6 +9,9 @@ from mrpipe.datasets.mimic.simulate.export import simulate_export
 from mrpipe.datasets.mimic.tables import PROVIDER, modalities_of
 from mrpipe.schema import Dataset, ModalityReader, Scheme, Task
 
+# Files that every step reads: the visits of the cohort depend on them.
+_VISITS = ("*patients*", "*admissions*", "*icustays*", "*_icd*", "*sha256sums*")
+
 DATASET = Dataset(
     name="mimic",
     title="MIMIC-IV: electronic health records of Beth Israel Deaconess Medical Center",
@@ -23,13 +26,15 @@ DATASET = Dataset(
     simulation=MimicSimulation,
     modalities={
         "lab": ModalityReader(
-            bit=0, description=labs.LAB, read=labs.read_lab, prepare=prepare_events, n_parts=labs.n_shards
+            bit=0,
+            description=labs.LAB,
+            read=labs.read_lab,
+            prepare=prepare_events,
+            n_parts=lambda options: int(options.n_shards),
         ),
         "note": ModalityReader(bit=1, description=notes.DESCRIPTION, read=notes.read_notes),
         "code": ModalityReader(bit=2, description=codes.DESCRIPTION, read=codes.read_codes),
-        "lab_summary": ModalityReader(
-            bit=3, description=labs.SUMMARY, read=labs.read_summary, prepare=labs.prepare_summary, n_parts=labs.n_shards
-        ),
+        "lab_summary": ModalityReader(bit=3, description=labs.SUMMARY, read=labs.read_summary, parts_of="lab"),
     },
     tasks=(
         Task(
@@ -47,6 +52,14 @@ DATASET = Dataset(
     simulate=simulate_export,
     tiny={"n_patients": 220, "n_chart_rows": 6000, "n_lab_rows": 4000},
     modalities_of=modalities_of,
+    files={
+        "cohort": (*_VISITS, "*discharge* if store_text", "*radiology* if store_text"),
+        **dict.fromkeys(
+            ("lab", "lab_summary"), (*_VISITS, "*labevents*", "*chartevents*", "*d_labitems*", "*d_items*")
+        ),
+        "note": (*_VISITS, "*discharge*", "*radiology*"),
+        "code": _VISITS,
+    },
     notes=(
         "The paper reports 9,003 patients: 22.6 % died within a year, 108 (1.2 %) have no notes, 4 no diagnoses, 1,777 "
         "(19.7 %) no procedures; 94.216 % of the cells of its 2,172 measurement columns are empty. Its cohort filters "

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from mrpipe.datasets.mimic import tables as mimic
 from mrpipe.datasets.mimic.codes import codes_of
 from mrpipe.datasets.mimic.cohort import birth, ended, possible, require_consistent, visits
 from mrpipe.datasets.mimic.options import MimicOptions, within
+from mrpipe.datasets.mimic.scan.kept import write_rows
 from mrpipe.errors import DataError, Fault, FaultCollector
-from mrpipe.raw import few, sha256
+from mrpipe.kept import keep, place
+from mrpipe.raw import few, input_sha256, state_of_file
 from mrpipe.schema import Checked
 from mrpipe.text.encoders import recorded
 
@@ -41,11 +44,13 @@ def _verify(raw: Path, files: list[Path], options: MimicOptions, faults: FaultCo
     if unlisted and options.checksums != "skip":
         expected, found = f"files listed in {mimic.SUMS}", ", ".join(unlisted)
         faults.add(Fault(file="options", column="rebuilt", expected=expected, found=found))
-    verified = set()
+    # Files whose checksum was verified by an earlier check are not read again, whatever the option is now.
+    listing = mimic.provider_sums(raw)
+    verified = {path for path in files if path in listing and not sums and state_of_file(path)[-1] == listing[path]}
     for path in files:
         name = within(raw, path)
         listed = path in sums and name not in options.rebuilt
-        found = sha256(path) if listed else ""
+        found = input_sha256(path) if listed else ""
         if listed and found == sums[path]:
             verified.add(path)
         elif listed and options.checksums == "verify":
@@ -144,20 +149,26 @@ def check_export(raw: Path, options: MimicOptions) -> Checked:
             notes.append(
                 f"{mimic.PLACES[name]} is missing (MIMIC-IV-Note is a separate PhysioNet project): no {name} notes"
             )
-    observed = {}
+    observed: dict[str, pl.Series] = {}
+    verified = set[Path]()
     if not faults.faults:
+        known = frames["hosp/patients"]["subject_id"].to_numpy()
+        n_rows = {name: len(frame) for name, frame in frames.items()}
+        frames.clear()  # the diagnoses of the whole database take 0.4 GB
         kept = visits(raw, options).kept
         codes = codes_of(raw, ended(kept), options)
         notes += _code_notes(codes, options)
         observed["code"] = codes["subject_id"].unique().sort().cast(pl.String)
         verified = _verify(raw, files, options, faults, notes)
-        n_rows = {name: len(frame) for name, frame in frames.items()}
         subjects = kept["subject_id"].unique().to_numpy()
         for name, form in forms.items() if options.integrity == "full" else ():
             if not verified.issuperset(form):
                 # As the build does, which finds all errors of the rows that it uses.
-                whole = mimic.scan_table(raw, form, large[name], subjects)
-                faults.attempt(deque, whole, maxlen=0)
+                whole = mimic.scan_table(raw, form, large[name], subjects, known=known)
+                if path := place(form, large[name], lasting=True):
+                    faults.attempt(keep, path, partial(write_rows, whole, subjects))
+                else:
+                    faults.attempt(deque, whole, maxlen=0)
                 n_rows[mimic.PLACES[name]] = whole.n_rows
         notes += _count_notes(n_rows, release)
     faults.raise_if_any()

@@ -18,6 +18,7 @@ from mrpipe.datasets.mimic.note_text import TELLTALE
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.tables import open_optional
 from mrpipe.errors import DataError, Fault
+from mrpipe.raw import ROW
 from mrpipe.schema import Features
 
 _LOG = logging.getLogger(__name__)
@@ -61,12 +62,10 @@ def codes_of(raw: Path, visits: pl.DataFrame, options: MimicOptions) -> pl.DataF
     one; `recoded` marks these rows.
     """
     codes = pl.concat(
-        [
-            t.with_columns(pl.lit(kind).alias("kind")).select("subject_id", "hadm_id", "seq_num", *CODE)
-            for table, kind in KINDS.items()
-            if (t := open_optional(raw, table, options)) is not None
-        ]
-    ).join(visits, on=["subject_id", "hadm_id"])
+        t.drop(ROW).join(visits, on=["subject_id", "hadm_id"], maintain_order="left").with_columns(kind=pl.lit(kind))
+        for table, kind in KINDS.items()
+        if (t := open_optional(raw, table, options)) is not None
+    )
     plain = pl.col("icd_code").str.replace_all(".", "", literal=True).str.strip_chars_start("0").str.to_uppercase()
     titles, key = _titles(raw, options), ["kind", "icd_version", "plain"]
     only = (

@@ -283,8 +283,8 @@ def code_counts(raw: Path, kept: pl.DataFrame, options: MimicOptions) -> pl.Data
     keys = kept.select("subject_id", "hadm_id")
     names = {"hosp/diagnoses_icd": "n_diagnoses", "hosp/procedures_icd": "n_procedures"}
     tables = {n: t for table, n in names.items() if (t := open_optional(raw, table, options)) is not None}
-    codes = pl.concat(t.with_columns(pl.lit(n).alias("table")) for n, t in tables.items())
-    codes = codes.join(keys, on=["subject_id", "hadm_id"])
+    on = ["subject_id", "hadm_id"]
+    codes = pl.concat(t.join(keys, on=on).with_columns(pl.lit(n).alias("table")) for n, t in tables.items())
     version = pl.col("icd_version").unique().sort().cast(pl.String).str.join("+")
     return (
         codes.group_by("subject_id")

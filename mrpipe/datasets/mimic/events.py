@@ -10,7 +10,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.events import SortedRuns, write_part
 from mrpipe.datasets.mimic.cohort import visits_of
-from mrpipe.datasets.mimic.options import MimicOptions, within
+from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.ranges import canonical_unit
-from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, open_table, scan_table
+from mrpipe.datasets.mimic.tables import EVENTS, PLACES, Form, find_table, scan_patients
 from mrpipe.errors import FaultCollector
-from mrpipe.keyed import id_keys
+from mrpipe.options import step_values
 
 _LOG = logging.getLogger(__name__)
 PART_KEY = "mrpipe.mimic.part"
@@ -34,14 +33,6 @@ ITEM_BASE = 10_000_000
 SOURCES = ("labevents", "chartevents")
 DAY = 86_400
 FAR_DAYS = 30  # a row farther from the visit that it names has a wrong date
-
-
-@dataclass
-class Tally:
-    """Number of rows of the cohort, and counts of the rows that were modified or set aside, by reason."""
-
-    n_rows: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
 
 
 # Reasons to exclude a row; the first that applies is counted.
@@ -117,7 +108,7 @@ class UnitCodes:
         self._codes: dict[str | None, int] = {None: 0, "": 0}
 
     def encode(self, units: pl.Series) -> NDArray[np.uint16]:
-        for unit in units.unique().to_list():
+        for unit in units.unique(maintain_order=True).to_list():
             if unit not in self._codes:
                 name = canonical_unit(unit)
                 if name not in self.names:
@@ -151,13 +142,7 @@ def numbers_of(frame: pl.DataFrame, tally: Counter[str]) -> pl.Series:
 def cohort_hash(samples: pl.DataFrame, options: MimicOptions) -> str:
     """Hash of cohort and options, because a part refers to patients by their rank in the cohort."""
     ids = samples["sample_id"].sort().to_list()
-    return hashlib.sha256(json.dumps([ids, asdict(options)], sort_keys=True).encode()).hexdigest()
-
-
-def input_hash(tables: dict[str, Form], raw: Path, samples: pl.DataFrame, options: MimicOptions) -> str:
-    """Hash of all inputs of a part (files by size and time, cohort, options); parts with another hash are stale."""
-    state = [(within(raw, f), f.stat().st_size, f.stat().st_mtime_ns) for files in tables.values() for f in files]
-    return hashlib.sha256(json.dumps([state, cohort_hash(samples, options)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([ids, step_values(options, "lab.prepare")], sort_keys=True).encode()).hexdigest()
 
 
 def event_files(raw: Path, options: MimicOptions) -> dict[str, Form]:
@@ -179,20 +164,19 @@ def _rows(
     low: int,
     windows: Windows,
     units: UnitCodes,
-    tally: Tally,
+    tally: Counter[str],
 ) -> NDArray[Any]:
-    """Included measurements of a frame as RUN rows."""
-    tally.n_rows += len(frame)
+    """Included measurements of a frame as RUN rows; counts the rows that are modified or set aside, by reason."""
     rank = ranks[frame["subject_id"].to_numpy() - low].astype(np.int64)
     time = frame["charttime"].dt.epoch("s").to_numpy()
     hadm = frame["hadm_id"].fill_null(-1).to_numpy()
     stores = frame["storetime"].fill_null(frame["charttime"]) if "storetime" in frame.columns else frame["charttime"]
     excluded = windows.excluded(rank, time, stores.dt.epoch("s").to_numpy(), hadm)
     for reason, n in zip(EXCLUDED, np.bincount(excluded + 1, minlength=len(EXCLUDED) + 1)[1:].tolist(), strict=True):
-        tally.counts[f"excluded: {reason}"] += n
+        tally[f"excluded: {reason}"] += n
     included = excluded < 0
     frame, rank, time = frame.filter(pl.Series(included)), rank[included], time[included]
-    number = numbers_of(frame, tally.counts)
+    number = numbers_of(frame, tally)
     finite = number.is_finite().fill_null(False).to_numpy()
     rows = np.empty(int(finite.sum()), dtype=RUN)
     rows["rank"] = rank[finite]
@@ -214,27 +198,27 @@ def prepare_events(raw: Path, samples: pl.DataFrame, options: MimicOptions, part
     """
     options.validate()
     files = event_files(raw, options)
-    hashes = {"fingerprint": input_hash(files, raw, samples, options), "cohort": cohort_hash(samples, options)}
     ids = samples["sample_id"].sort().to_list()
     subjects = np.array([int(i) for i in ids], dtype=np.int64)
-    in_part = id_keys(ids) % np.uint64(n_parts) == part
+    first, stop = (len(ids) * k // n_parts for k in (part, part + 1))
     windows = Windows(visits_of(raw, samples, options), len(ids), options)
     low = int(subjects.min())
     ranks = np.full(int(subjects.max()) - low + 1, -1, dtype=np.int32)
     ranks[subjects - low] = np.arange(len(ids), dtype=np.int32)
-    known = open_table(raw, "hosp/patients", options)["subject_id"].to_numpy()
-    units, tally = UnitCodes(), Tally()
+    units, tally, n_rows = UnitCodes(), Counter[str](), 0
     with SortedRuns(out.with_suffix(""), len(ids), RUN) as runs:
-        if in_part.any():
+        if first < stop:
             for source, form in files.items():
-                scan = scan_table(raw, form, EVENTS[source], subjects[in_part], known=known)
+                scan = scan_patients(raw, form, EVENTS[source], subjects[first:stop])
                 for frame in scan:
+                    n_rows += len(frame)
                     runs.add(_rows(frame, source, ranks, low, windows, units, tally))
                 _LOG.info(f"mimic {source}: {scan.n_rows:,} rows read for part {part} of {n_parts}{scan.oddities()}")
-        _write_part(out, runs, units, tally, hashes)
+        state = {"cohort": cohort_hash(samples, options), "n_rows": n_rows, "counts": dict(sorted(tally.items()))}
+        _write_part(out, runs, units, state)
 
 
-def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, tally: Tally, hashes: dict[str, str]) -> None:
+def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, known: dict[str, Any]) -> None:
     by_unit: Counter[tuple[int, int]] = Counter()
 
     def groups() -> Iterator[NDArray[Any]]:
@@ -246,7 +230,6 @@ def _write_part(out: Path, runs: SortedRuns, units: UnitCodes, tally: Tally, has
 
     def state() -> dict[str, Any]:
         items = [[item, unit, n] for (item, unit), n in sorted(by_unit.items())]
-        counts = dict(sorted(tally.counts.items()))
-        return {**hashes, "units": units.names, "n_rows": tally.n_rows, "counts": counts, "items": items}
+        return {**known, "units": units.names, "items": items}
 
     write_part(out, groups(), RUN, PART_KEY, state)

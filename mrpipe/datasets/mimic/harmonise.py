@@ -1,4 +1,4 @@
-"""Merge part files by patient, convert each item to one unit, and set impossible values aside."""
+"""Join part files, convert each item to one unit, and set impossible values aside."""
 
 import json
 from collections import Counter
@@ -94,7 +94,7 @@ def resolve_items(
 
 
 class Parts:
-    """The part files of a modality, merged in order of rank.
+    """The part files of a modality, in order of rank.
 
     Raises:
         UsageError: a part was prepared for another cohort or with other options.
@@ -133,45 +133,16 @@ class Parts:
         self.set_aside: dict[str, NDArray[np.int64]] = {
             reason: np.zeros(len(self.items.items), dtype=np.int64) for reason in ("impossible value", "repeated")
         }
-        self.patients = np.zeros(len(self.items.items), dtype=np.int64)
         self.other_units = 0
 
     def groups(self) -> Iterator[Group]:
         """Groups of whole patients: `rank`, `hours`, `level`, `value` (float32), sorted by rank, time, level, value."""
-        for group in self._merged():
-            yield self._clean(group)
-
-    def _read(self, which: int) -> Iterator[Group]:
-        keys, pairs = self._keys[which]
-        for columns in read_part(self._paths[which]):
-            key = columns["item"].astype(np.int64) * 2**16 + columns["unit"]
-            columns["pair"] = pairs[np.searchsorted(keys, key)]
-            yield {n: columns[n] for n in ("rank", "seconds", "pair", "value")}
-
-    def _merged(self) -> Iterator[Group]:
-        readers = [self._read(i) for i in range(len(self._paths))]
-        buffered: dict[int, Group] = {}
-        while True:
-            for i, reader in enumerate(readers):
-                if i not in buffered:
-                    group = next(reader, None)
-                    if group is not None:
-                        buffered[i] = group
-            if not buffered:
-                return
-            # All parts have been read up to this rank, because a part never splits a patient over two groups.
-            reach = min(int(g["rank"][-1]) for g in buffered.values())
-            pieces = []
-            for i in sorted(buffered):
-                cut = int(np.searchsorted(buffered[i]["rank"], reach, side="right"))
-                if cut:
-                    pieces.append({n: c[:cut] for n, c in buffered[i].items()})
-                rest = {n: c[cut:] for n, c in buffered[i].items()}
-                if len(rest["rank"]):
-                    buffered[i] = rest
-                else:
-                    del buffered[i]
-            yield {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+        for path, (keys, pairs) in zip(self._paths, self._keys, strict=True):
+            for columns in read_part(path):
+                columns["pair"] = pairs[
+                    np.searchsorted(keys, columns["item"].astype(np.int64) * 2**16 + columns["unit"])
+                ]
+                yield self._clean(columns)
 
     def _clean(self, group: Group) -> Group:
         items, pair = self.items, group["pair"]

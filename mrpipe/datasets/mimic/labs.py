@@ -5,25 +5,19 @@ hours since the first admission; each item has one unit. lab_summary: last, mean
 include all items of the cohort; transforms fitted on training rows select those that a model uses.
 """
 
-import json
 import logging
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 
 from mrpipe.datasets.events import STATISTICS, EventBatches, event_modality
 from mrpipe.datasets.features import dictionary_of
-from mrpipe.datasets.mimic.events import ITEM_BASE, PART_KEY, SOURCES, event_files, input_hash, prepare_events
+from mrpipe.datasets.mimic.events import ITEM_BASE, SOURCES
 from mrpipe.datasets.mimic.harmonise import CohortItems, Parts
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.tables import open_optional
-from mrpipe.errors import DataError, UsageError
 from mrpipe.schema import Features
-from mrpipe.store.layout import WorkLayout
-from mrpipe.store.parquet import read_metadata, replacing
 
 _LOG = logging.getLogger(__name__)
 LAB = "laboratory results and charted vital signs, one step per measurement: [position in levels, value], hours"
@@ -108,22 +102,3 @@ def read_summary(raw: Path, samples: pl.DataFrame, options: MimicOptions, parts:
         return dictionary_of("lab_summary", "", columns, events.observed, events.n_samples, STATISTICS)
 
     return Features(modality=modality, batches=events.batches(content.groups()), dictionary=dictionary)
-
-
-def prepare_summary(
-    raw: Path, samples: pl.DataFrame, options: MimicOptions, part: int, n_parts: int, out: Path
-) -> None:
-    """Prepare a part of lab_summary, which equals that of lab: copy the part of lab if it is up to date."""
-    work, current = WorkLayout(out.parents[2]), input_hash(event_files(raw, options), raw, samples, options)
-    with suppress(UsageError, DataError):  # not prepared yet, or changed since
-        sibling = work.require(work.part("lab", part, n_parts), "prepare")
-        if json.loads(read_metadata(sibling)[PART_KEY])["fingerprint"] == current:
-            with replacing(out) as temporary:
-                shutil.copyfile(sibling, temporary)
-            return
-    prepare_events(raw, samples, options, part, n_parts, out)
-
-
-def n_shards(options: MimicOptions) -> int:
-    """Number of parts in which the measurements are prepared."""
-    return options.n_shards

@@ -1,6 +1,7 @@
 """Modality note: each step is one note, x = hashed term counts or an embedding, time in days since the first visit."""
 
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
 from mrpipe.datasets.mimic.note_text import clean, pieces
 from mrpipe.datasets.mimic.options import MimicOptions
-from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables, scan_table
+from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables, scan_patients
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Features, Modality
 from mrpipe.text.encoders import PREFIX, Precomputed, get_encoder, hashed_counts, tokenise
@@ -74,7 +75,7 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
         files = find_table(raw, PLACES[name], faults, options)
         faults.raise_if_any()
         assert files is not None
-        scan = scan_table(raw, files, NOTES[name], subjects)
+        scan = scan_patients(raw, files, NOTES[name], subjects)
         for frame in scan:
             frame = _admissible(frame, name, kept, options, removed)
             only = options.note_sections if name == "discharge" else ()
@@ -156,20 +157,22 @@ def read_notes(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Featu
         raise DataError(Fault(file="note/discharge.csv.gz", expected=expected, found="none", fix=fix))
     encode = _Vectors(options)
     keys: list[pl.DataFrame] = []
-    vectors: list[NDArray[Any]] = []
+    # The vectors of all notes of MIMIC-IV take 1.4 GB.
+    spilled, x = tempfile.TemporaryFile(), np.empty((0, 0), np.float32)  # noqa: SIM115
     n_texts = 0
     for frame in read_texts(raw, samples, options):
         for block in frame.iter_slices(512):
             kept, x = encode(block)
             keys.append(kept.drop("text"))
-            vectors.append(x)
+            x.tofile(spilled)
             n_texts += len(block)
     encode.report(n_texts - sum(map(len, keys)), n_texts)
     index = pl.concat(keys) if keys else pl.DataFrame()
     if index.is_empty():
         expected, fix = "notes of visits in the cohort", "Check that the notes are of the same release."
         raise DataError(Fault(file="note/", expected=expected, found="none", fix=fix))
-    x = np.concatenate(vectors)
+    spilled.flush()
+    x = np.memmap(spilled, x.dtype, "r", shape=(len(index), x.shape[1]))
     index = index.with_row_index("row").sort(ORDER)
     index = index.unique("note_id", keep="first", maintain_order=True)
     present, lengths = np.unique(index["rank"].to_numpy(), return_counts=True)

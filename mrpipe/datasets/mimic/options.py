@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mrpipe.datasets.mimic.note_text import HEADINGS
 from mrpipe.errors import Fault, FaultCollector, UsageError
@@ -14,6 +15,17 @@ RELEASES = ("2.0", "2.1", "2.2", "3.0", "3.1")
 @dataclass(frozen=True, kw_only=True)
 class MimicOptions:
     """Options of the MIMIC-IV cohort and readers."""
+
+    STEPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "checksums rebuilt integrity": (),
+        "event_sources event_window n_shards": ("lab", "lab_summary"),
+        "bin_hours outlier_ranges": ("lab.ingest", "lab_summary.ingest"),
+        "rollup icd_versions": ("code",),
+        "text_encoder note_features note_pieces": ("note",),
+        "notes summary_time note_sections": ("note", "cohort if store_text"),
+        "leak_guard": ("note", "code", "cohort if store_text"),
+        "store_text": ("cohort",),
+    }
 
     # Export
     release: str = option("auto", "release of the export (auto: detected from the tables)", choices=("auto", *RELEASES))
@@ -89,7 +101,7 @@ class MimicOptions:
     )
     bin_hours: float = option(0.0, "average each item in bins of this many hours (0: no binning)")
     outlier_ranges: bool = option(True, "discard physiologically impossible values (outlier limits of MIMIC-Extract)")
-    n_shards: int = option(1, "number of parts in which measurements are prepared, split by a hash of subject_id")
+    n_shards: int = option(1, "number of parts in which measurements are prepared, split by ranges of patients")
 
     # Codes
     rollup: str = option(

@@ -8,10 +8,12 @@ from typing import Any
 import polars as pl
 
 from mrpipe.datasets.mimic.options import MimicOptions, within
+from mrpipe.datasets.mimic.scan.kept import KeptScan
 from mrpipe.datasets.mimic.scan.scanner import Ids, TableScan
 from mrpipe.delimited import decode
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.forms import is_table
+from mrpipe.kept import is_kept, keep, place
 from mrpipe.raw import Column, few
 
 PROVIDER = "https://physionet.org/content/mimiciv/ (notes: https://physionet.org/content/mimic-iv-note/)"
@@ -163,6 +165,14 @@ def scan_table(raw: Path, files: Form, columns: Columns, subjects: Ids | None = 
     return TableScan(files, columns, subjects, shown_as=[within(raw, f) for f in files], **more)
 
 
+def scan_patients(raw: Path, files: Form, columns: Columns, subjects: Ids) -> TableScan:
+    """Scan of a large table for the rows of these patients, or those that `check` kept if it has read all of them."""
+    path = place(files, columns, lasting=True)
+    if path and is_kept(path) and (kept := KeptScan(path, subjects)).complete:
+        return kept
+    return scan_table(raw, files, columns, subjects, known=open_table(raw, "hosp/patients")["subject_id"].to_numpy())
+
+
 def open_table(raw: Path, name: str, options: MimicOptions = DEFAULTS) -> pl.DataFrame:
     """Read and check a small table.
 
@@ -177,14 +187,22 @@ def open_table(raw: Path, name: str, options: MimicOptions = DEFAULTS) -> pl.Dat
 
 
 def read_table(raw: Path, files: Form, name: str, notes: list[str], options: MimicOptions = DEFAULTS) -> pl.DataFrame:
-    """Read a small table, with the column `ROW`; adds a note if it is not UTF-8."""
+    """Read a small table, with the column `ROW`; adds a note if it is not UTF-8.
+
+    The first reading of a build keeps the table, so that each file is decompressed once.
+    """
     ignored = [c for c in TABLES[name] if c.name == "dod" and options.death_date == "hospital"]
-    scan = scan_table(raw, files, tuple(c for c in TABLES[name] if c not in ignored), numbered=True)
-    frame = pl.concat(scan, how="diagonal")
+    columns = tuple(c for c in TABLES[name] if c not in ignored)
+    path = place(files, columns)
+    if path is not None and is_kept(path):
+        return pl.read_parquet(path).with_columns(pl.lit(None, dtype=c.dtype).alias(c.name) for c in ignored)
+    scan = scan_table(raw, files, columns, numbered=True)
+    frame = pl.concat(scan, how="diagonal").with_columns(pl.col(pl.String).str.strip_chars())
+    if path is not None:
+        keep(path, lambda temporary: frame.write_parquet(temporary, compression="lz4"))
     if scan.n_cp1252:
         notes.append(f"{within(raw, files[0])}: {scan.n_cp1252} rows are not UTF-8; they were read as Windows-1252")
-    empty = [pl.lit(None, dtype=c.dtype).alias(c.name) for c in ignored]
-    return frame.with_columns(pl.col(pl.String).str.strip_chars(), *empty)
+    return frame.with_columns(pl.lit(None, dtype=c.dtype).alias(c.name) for c in ignored)
 
 
 def open_optional(raw: Path, name: str, options: MimicOptions = DEFAULTS) -> pl.DataFrame | None:

@@ -25,8 +25,7 @@ def overlapping(items: Intervals, targets: Intervals, tolerance: float = TOLERAN
     start, end = items[order, 0], items[order, 1]
     # An item that starts early may end late, so the running maximum of the ends bounds the candidates from below.
     first = np.searchsorted(np.maximum.accumulate(end), targets[:, 0], side="left")
-    last = np.searchsorted(start, targets[:, 1], side="left")
-    target, candidate = _expand(first, last)
+    target, candidate = _expand(first, np.searchsorted(start, targets[:, 1], side="left"))
     shared = np.minimum(end[candidate], targets[target, 1]) - np.maximum(start[candidate], targets[target, 0])
     point = (end[candidate] <= start[candidate]) & (start[candidate] >= targets[target, 0])
     keep = (shared > tolerance) | (point & (targets[target, 1] > targets[target, 0]))
@@ -42,8 +41,7 @@ def beginning_after(items: Intervals, targets: Intervals, tolerance: float = TOL
     order = np.argsort(items[:, 0], kind="stable")
     start = items[order, 0]
     first = np.searchsorted(start, targets[:, 0] + tolerance, side="right")
-    last = np.searchsorted(start, targets[:, 1] + tolerance, side="right")
-    target, candidate = _expand(first, last)
+    target, candidate = _expand(first, np.searchsorted(start, targets[:, 1] + tolerance, side="right"))
     return target, order[candidate]
 
 

@@ -2,8 +2,9 @@
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,17 +20,8 @@ GET_FOLDS = (
     "It is part of the CMU-MultimodalSDK (mmsdk/mmdatasdk/dataset/standard_datasets/). "
     "Copy it into the folder of the .csd files."
 )
-CLIPS_SCHEMA = pl.Schema(
-    {
-        "sample_id": pl.String,
-        "subject_id": pl.String,
-        "clip": pl.Int32,
-        "fold": pl.String,
-        "start": pl.Float64,
-        "end": pl.Float64,
-        "score": pl.Float32,
-    }
-)
+_IDS: dict[str, Any] = {"sample_id": pl.String, "subject_id": pl.String, "clip": pl.Int32, "fold": pl.String}
+CLIPS_SCHEMA = pl.Schema({**_IDS, "start": pl.Float64, "end": pl.Float64, "score": pl.Float32})
 
 # MMSA writes `video$_$clip`; the SDK, MultiBench and MAG-BERT `video[i]`; the names of media files are `video_clip`.
 _ID = re.compile(r"(?P<video>.+)(?:\$_\$|[_/])(?P<clip>\d+)|(?P<sdk>.+)\[(?P<segment>\d+)\]", re.DOTALL)
@@ -59,26 +51,15 @@ def clip_frame(
     The sample id is `<video>_<clip>`, as in the published file names (`03bSnISJMiM_1.wav`).
     """
     names = [f"{v}_{int(c)}" for v, c in zip(video, clip, strict=True)]
-    return pl.DataFrame(
-        {
-            "sample_id": names,
-            "subject_id": list(video) if corpus.split_by_video else names,
-            "clip": clip,
-            "fold": list(fold),
-            "start": start,
-            "end": end,
-            "score": score,
-        },
-        schema=CLIPS_SCHEMA,
-        strict=False,
-    )
+    subjects = list(video) if corpus.split_by_video else names
+    columns = {"sample_id": names, "subject_id": subjects, "clip": clip, "fold": list(fold)}
+    return pl.DataFrame({**columns, "start": start, "end": end, "score": score}, schema=CLIPS_SCHEMA, strict=False)
 
 
 def score_faults(
     file: str, column: str, corpus: Corpus, score: NDArray[np.float32], ids: Sequence[str], *, rows: bool = True
-) -> list[Fault]:
+) -> Iterator[Fault]:
     """Faults for labels that are not finite or out of range, at most one of each kind; with the row if `rows`."""
-    faults = []
     finite = np.isfinite(score)
     within = f"scores in [-{corpus.limit:g}, {corpus.limit:g}]"
     for expected, bad in (("finite numbers", ~finite), (within, finite & (np.abs(score) > corpus.limit))):
@@ -86,10 +67,8 @@ def score_faults(
             row = int(bad.argmax())
             found = f"{score[row]} for clip {ids[row]} ({int(bad.sum())} such clips)"
             fix = "Remove clips without a label from the file."
-            faults.append(
-                Fault(file=file, column=column, row=row + 1 if rows else None, expected=expected, found=found, fix=fix)
-            )
-    return faults
+            number = row + 1 if rows else None
+            yield Fault(file=file, column=column, row=number, expected=expected, found=found, fix=fix)
 
 
 def read_folds(raw: Path, corpus: Corpus, faults: FaultCollector) -> tuple[Path | None, dict[str, str]]:
@@ -113,13 +92,8 @@ def parse_folds(path: Path) -> dict[str, str]:
     """
     with reading(path.name, "assignments of lists in Python", GET_FOLDS):
         tree = ast.parse(path.read_bytes())
-    values = {
-        target.id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    values = {t.id: node.value for node in assigned for t in node.targets if isinstance(t, ast.Name)}
     faults = FaultCollector()
     fold_of: dict[str, str] = {}
     for fold, name in FOLD_LISTS.items():

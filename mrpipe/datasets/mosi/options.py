@@ -13,9 +13,14 @@ FORMATS = ("csd", "mmsa_aligned", "mmsa_unaligned", "multibench", "mult", "mag",
 
 @dataclass(frozen=True, kw_only=True)
 class MosiOptions:
-    """Options of the CMU-MOSI readers."""
-
     corpus: ClassVar[Corpus] = MOSI
+    STEPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "text_form text_features": ("text",),
+        "audio_form": ("audio",),
+        "vision_form": ("vision",),
+        "text_encoder word_rule max_steps": ("text", "audio", "vision"),
+        "max_frames": ("audio", "vision"),
+    }
 
     file: str = option("", "pickle or label table to read if the export contains more than one")
     text_encoder: str = option(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.datasets.mosi.align import means
-from mrpipe.schema import Features, Modality
+from mrpipe.schema import Features, Kind, Modality
 
 BATCH_ROWS = 512
 
@@ -38,6 +38,12 @@ class RaggedBlock:
     columns: tuple[str, ...]
     kind: str = "numeric"
     encoder: str = ""
+
+    @classmethod
+    def of(cls, clips: pl.DataFrame, values: NDArray[np.float32], n: NDArray[np.int64], **source: Any) -> Self:
+        """Sequences of n steps of each of the clips, with the names and the source of the features."""
+        ids, offsets = np.array(clips["sample_id"].to_list(), dtype=np.str_), np.concatenate([[0], np.cumsum(n)])
+        return cls(sample_id=ids, values=values, offsets=offsets.astype(np.int64), **source)
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -66,8 +72,7 @@ class RaggedBlock:
         if self.offsets is None:
             return self
         target = np.repeat(np.arange(len(self)), self.lengths())
-        values = means(self.values, target, np.arange(len(self.values)), len(self))
-        return replace(self, values=values, offsets=None)
+        return replace(self, values=means(self.values, target, np.arange(len(self.values)), len(self)), offsets=None)
 
     def observed(self) -> Self:
         """Drop clips without any observed value: an absent modality has no row."""
@@ -82,14 +87,9 @@ class RaggedBlock:
         ids = cohort.sort("sample_id")["sample_id"].to_list()
         row_of = {s: i for i, s in enumerate(self.sample_id.tolist())}
         block = self.take(np.array([row_of[i] for i in ids if i in row_of], dtype=np.int64)).observed()
-        modality = Modality(
-            name=name,
-            bit=bit,
-            kind="vector" if self.offsets is None else "sequence",
-            shape=(self.values.shape[1],),
-            encoder=self.encoder,
-            description=description,
-        )
+        kind: Kind = "vector" if self.offsets is None else "sequence"
+        shape, encoder = (self.values.shape[1],), self.encoder
+        modality = Modality(name=name, bit=bit, kind=kind, shape=shape, encoder=encoder, description=description)
         return Features(modality=modality, batches=block.batches(modality), dictionary=block.dictionary(name))
 
     def batches(self, modality: Modality) -> Iterator[pa.RecordBatch]:
@@ -110,8 +110,7 @@ class RaggedBlock:
             "description": f"{self.encoder or modality} feature, one value per {row}",
             "source_column": self.columns * d if len(self.columns) == 1 else self.columns,
         }
-        observed = (~np.isnan(self.values)).sum(axis=0)
-        return dictionary_of(modality, self.file, columns, observed, len(self.values))
+        return dictionary_of(modality, self.file, columns, (~np.isnan(self.values)).sum(axis=0), len(self.values))
 
 
 def _gather(first: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -140,16 +141,9 @@ def _encoded(export: MosiExport, options: MosiOptions) -> RaggedBlock:
                 values, offsets = encoder.words(words)
             else:
                 values = encoder.sentences([" ".join(w) for w in words])
-    return RaggedBlock(
-        sample_id=np.array(ids, dtype=np.str_),
-        values=values,
-        offsets=offsets,
-        names=feature_names(prefix, values.shape[1]),
-        file=file,
-        columns=(column,),
-        kind=kind,
-        encoder=encoder_name,
-    )
+    source: dict[str, Any] = {"file": file, "columns": (column,), "kind": kind, "encoder": encoder_name}
+    sample_id, names = np.array(ids, dtype=np.str_), feature_names(prefix, values.shape[1])
+    return RaggedBlock(sample_id=sample_id, values=values, offsets=offsets, names=names, **source)
 
 
 def _read_frames(modality: str, form: str, raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
@@ -157,6 +151,5 @@ def _read_frames(modality: str, form: str, raw: Path, cohort: pl.DataFrame, opti
     if modality not in export.modalities:
         raise UsageError(f"the export has no {modality}; its modalities are {', '.join(export.modalities)}")
     stored = export.form(modality, form)
-    limit = options.max_frames if stored == "raw" else options.max_steps
-    block = export.frames(modality, stored).last_steps(limit)
+    block = export.frames(modality, stored).last_steps(options.max_frames if stored == "raw" else options.max_steps)
     return block.features(modality, BITS[modality], DESCRIPTIONS[modality], cohort)

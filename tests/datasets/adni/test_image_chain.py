@@ -70,7 +70,7 @@ def simulated_scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tupl
 @needs_imaging
 def test_chain_preserves_grey_matter_and_is_deterministic(simulated_scan, tmp_path: Path) -> None:
     scan, templates = simulated_scan
-    settings = ChainSettings(registration="fast", segment_mm=2.0)
+    settings = ChainSettings(registration="fast")
     first, second = (
         process_scan(scan, "I1", templates, settings, tmp_path / f"{k}.png", timeout_s=1200) for k in range(2)
     )
@@ -89,7 +89,7 @@ def test_chain_preserves_grey_matter_and_is_deterministic(simulated_scan, tmp_pa
 def test_an_invalid_scan_fails_with_a_reason_and_leaves_no_files(simulated_scan, tmp_path: Path) -> None:
     scan, templates = simulated_scan
     (tmp_path / "cut.nii.gz").write_bytes(scan.read_bytes()[:5000])
-    with pytest.raises(ScanFailedError, match=r"^expected a complete NIfTI image"):
+    with pytest.raises(ScanFailedError, match=r"^unusable image, expected a complete NIfTI image"):
         process_scan(tmp_path / "cut.nii.gz", "I9", templates, ChainSettings(), tmp_path / "x.png", timeout_s=600)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.nii.gz"]
 
@@ -104,7 +104,7 @@ def test_raw_scans_are_read_end_to_end(tmp_path: Path) -> None:
         data, affine = template_head(generator(0, "chain", ptid), 0.08 * number, 2.0)
         write_nifti(folder / f"ADNI_{ptid}_MR_MPRAGE_S1_I{number}.nii.gz", data, affine)
     samples = pl.DataFrame({"sample_id": ids, "subject_id": ids})
-    options = ImageOptions(image_registration="affine", image_segment_mm=2.0, image_parts=2)
+    options = ImageOptions(image_registration="affine", image_parts=2)
     parts = [tmp_path / f"{k}-of-2.parquet" for k in range(2)]
     for k, part in enumerate(parts):
         prepare_images(tmp_path / "raw", samples, options, k, 2, part)

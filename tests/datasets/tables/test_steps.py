@@ -45,7 +45,7 @@ def test_default_declaration_is_that_of_the_simulator(tmp_path: Path) -> None:
 
 
 def test_workflow_plan_uses_the_declared_modalities(tmp_path: Path) -> None:
-    from workflow.planning.plan import ConfigError, make_plan
+    from workflow.planning.plan import ConfigError, _listing, fingerprint, make_plan
 
     raw = write(
         tmp_path / "raw", {"people.csv": people(), "a.csv": csv("id,x", [[i, k] for k, i in enumerate(IDS)])}, config()
@@ -64,9 +64,10 @@ def test_workflow_plan_uses_the_declared_modalities(tmp_path: Path) -> None:
     assert plan.modalities == ("a",)
     assert "Simulated" not in plan.dataset.title
     assert list(plan.schemes) == ["uniform"]
-    before = plan.declaration
+    before = fingerprint(plan, "a.ingest")
     write(raw, {}, config(missing=[-1]))
-    assert make_plan({"datasets": {"mine": entry}, "experiments": {}}).stores["mine"].declaration != before
+    _listing.cache_clear()
+    assert fingerprint(make_plan({"datasets": {"mine": entry}, "experiments": {}}).stores["mine"], "a.ingest") != before
     with pytest.raises(ConfigError, match="tables has no 'labs'; it has a"):
         make_plan({"datasets": {"mine": {**entry, "modalities": ["labs"]}}, "experiments": {}})
     write(raw, {}, {"titel": "x"})

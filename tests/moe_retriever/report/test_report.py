@@ -76,7 +76,7 @@ def inputs(runs: list[Path], store: Store, tmp_path_factory: pytest.TempPathFact
     (suite / "table.html").write_text(SUITE)
     (suite / "routing.svg").write_text(PICTURE)
     jobs = folder / "benchmarks"
-    for name, seconds in (("toy/ingest_table", 3.0), ("toy/ingest_series", 1.0), ("toy/majority_seed0_train", "NA")):
+    for name, seconds in (("toy/ingest_table", 3.0), ("toy/ingest_series", 1.0), ("batches/toy/majority", "NA")):
         (jobs / name).parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"s": seconds, "max_rss": 100.0 if seconds == 3.0 else "NA", "cpu_time": seconds})
         (jobs / f"{name}.jsonl").write_text(line + "\n")

@@ -104,14 +104,15 @@ def test_jobs_are_named_by_rule_and_wildcards(tmp_path: Path) -> None:
         "mosi/ingest_text": ("ingest", "mosi text"),
         "mosi/seal": ("seal", "mosi"),
         "adni/prepare_image_3-of-20": ("prepare", "adni image_3-of-20"),
-        "mosi/moe_retriever_seed2_train": ("train", "mosi moe_retriever seed 2"),
+        "batches/mosi/moe_retriever/seed2": ("cells", "mosi/moe_retriever/seed2"),
+        "mosi/search_muse": ("search", "mosi muse"),
         "suites/table2_tables": ("tables", "suites table2"),
         "adni/image_qc": ("image_qc", "adni"),
         "report": ("report", "report"),
     }
     for name in files:
         path = tmp_path / f"{name}.jsonl"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(json.dumps({"s": 2.0, "max_rss": 50.0, "cpu_time": 1.0}) + "\n")
     found = benchmarks.read_benchmarks(tmp_path)
     assert set(found.select("rule", "job").rows()) == set(files.values())

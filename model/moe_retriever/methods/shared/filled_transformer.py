@@ -18,8 +18,6 @@ from mrpipe.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class FilledOptions:
-    """Options of the transformer controls."""
-
     balance: float = option(1e-2, "weight of the balance loss if fusion_experts > 0")
 
 

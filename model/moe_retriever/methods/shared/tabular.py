@@ -5,7 +5,7 @@ Legend: n samples, M modalities, f features, C classes.
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -43,16 +43,12 @@ Features = NDArray[np.float32] | NDArray[np.float64]
 
 
 class Classifier(Protocol):
-    """A fitted classifier of scikit-learn."""
-
     classes_: NDArray[np.int64]
 
     def predict_proba(self, x: Features, /) -> NDArray[np.float64]: ...
 
 
 class Regressor(Protocol):
-    """A fitted regression of scikit-learn."""
-
     def predict(self, x: Features, /) -> NDArray[np.float64]: ...
 
 
@@ -75,9 +71,7 @@ class TabularModel(Method[O_co]):
     def device(self) -> torch.device:
         return self.get_buffer(self.kept[0]).device
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
-    ) -> NamedTuple:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> object:
         for name in self.kept:
             setattr(self, name, torch.empty_like(state_dict[name], device=self.device))
         return super().load_state_dict(state_dict, strict, assign)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from moe_retriever.nn.kernels.context import KernelContext
+from moe_retriever.device import KernelContext
 
 
 def sorted_visits(expert_TK: Tensor, row_T: Tensor | None, n_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,7 +117,7 @@ class GroupedFeedForward(Function):
 
     @staticmethod
     def forward(
-        ctx: KernelContext[tuple[VisitPlan, int]],
+        ctx: KernelContext,
         x_TH: Tensor,
         weight_A: Tensor,
         keep_AF: Tensor | None,
@@ -149,14 +149,14 @@ class GroupedFeedForward(Function):
         totals = weight_A.new_zeros(plan.n_rows * len(w_in)).index_add_(0, plan.cell, weight_A).view(-1, len(w_in))
         if saved:
             ctx.save_for_backward(x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals)
-            ctx.plan = plan, len(x_TH)
+            ctx.plan, ctx.n_tokens = plan, len(x_TH)
         return (totals @ b_out).index_add_(0, plan.row, y_SH)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: KernelContext[tuple[VisitPlan, int]], d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: KernelContext, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals = ctx.saved_tensors
-        plan, n_tokens = ctx.plan
+        plan = ctx.plan
         d_w_in, d_w_out, d_b_in = (w.new_zeros(w.shape) for w in (w_in, w_out, w_in[:, 0]))
         d_row_SH = d_out.index_select(0, plan.row)
         d_hidden = torch.empty_like(summed_SF)
@@ -175,5 +175,5 @@ class GroupedFeedForward(Function):
             torch.mm(x_AH[a:b].T, d_inner[a:b], out=d_w_in[e])
             torch.sum(d_inner[a:b], 0, out=d_b_in[e])
             torch.mm(d_inner[a:b], w_in[e].T, out=d_x_AH[a:b])
-        d_x = x_AH.new_zeros(n_tokens, x_AH.shape[1]).index_add_(0, plan.token, d_x_AH)
+        d_x = x_AH.new_zeros(ctx.n_tokens, x_AH.shape[1]).index_add_(0, plan.token, d_x_AH)
         return d_x, d_weight, None, None, d_w_in, d_b_in, d_w_out, totals.T @ d_out, None

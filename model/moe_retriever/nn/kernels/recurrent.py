@@ -16,11 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
-from moe_retriever.device import in_float32
+from moe_retriever.device import KernelContext, in_float32
 from moe_retriever.nn import kernels
-from moe_retriever.nn.kernels.context import KernelContext
-
-_Steps = KernelContext[list[int]]
 
 
 @in_float32
@@ -45,7 +42,7 @@ def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _input_gradients(ctx: _Steps, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _input_gradients(ctx: KernelContext, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the input, its weights and their bias, from the gradients (S, gates) of the pre-activations."""
     return d_in @ w_in if ctx.needs_input_grad[0] else None, d_in.T @ x, d_in.sum(0)
 
@@ -55,7 +52,7 @@ class _GRU(Function):
 
     @staticmethod
     def forward(
-        ctx: _Steps, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+        ctx: KernelContext, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
     ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in, x, w_in.T)
@@ -74,12 +71,12 @@ class _GRU(Function):
             torch.tanh(inner, out=new[first:last])
             now.lerp_(new[first:last], 1 - gate[:, hidden:])
         ctx.save_for_backward(x, w_in, w_h, gates, new, from_h, before)
-        ctx.plan = sizes
+        ctx.sizes = sizes
         return h
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Steps, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: KernelContext, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, new, from_h, before = ctx.saved_tensors
         hidden = w_h.shape[1]
         reset, update = gates[:, :hidden], gates[:, hidden:]
@@ -89,7 +86,7 @@ class _GRU(Function):
         d_in = x.new_empty(len(x), 3 * hidden)
         d_recurrent = x.new_empty(len(x), 3 * hidden)
         running = d_h.clone()
-        for (first, last), n_rows in zip(reversed(_blocks(ctx.plan)), reversed(ctx.plan), strict=True):
+        for (first, last), n_rows in zip(reversed(_blocks(ctx.sizes)), reversed(ctx.sizes), strict=True):
             now = running[:n_rows]
             d_new = torch.mul(now, to_new[first:last], out=d_in[first:last, 2 * hidden :])
             torch.mul(d_new, to_reset[first:last], out=d_in[first:last, :hidden])
@@ -107,7 +104,7 @@ class _LSTM(Function):
 
     @staticmethod
     def forward(
-        ctx: _Steps, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
+        ctx: KernelContext, x: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor, sizes: list[int]
     ) -> Tensor:
         hidden = w_h.shape[1]
         from_input = torch.addmm(b_in + b_h, x, w_in.T)
@@ -127,12 +124,12 @@ class _LSTM(Function):
             squashed = torch.tanh(c_now, out=c_tanh[first:last])
             torch.mul(block[:, 3 * hidden :], squashed, out=h_now)
         ctx.save_for_backward(x, w_in, w_h, gates, h_before, c_before, c_tanh)
-        ctx.plan = sizes
+        ctx.sizes = sizes
         return h
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Steps, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: KernelContext, d_h: Tensor) -> tuple[Tensor | None, ...]:
         x, w_in, w_h, gates, h_before, c_before, c_tanh = ctx.saved_tensors
         hidden = w_h.shape[1]
         i, f, g, o = gates.split(hidden, dim=1)
@@ -141,7 +138,7 @@ class _LSTM(Function):
         to_o, to_c = c_tanh * o * (1 - o), o * (1 - c_tanh * c_tanh)
         d_in = x.new_empty(len(x), 4 * hidden)
         running_h, running_c = d_h.clone(), torch.zeros_like(d_h)
-        for (first, last), n_rows in zip(reversed(_blocks(ctx.plan)), reversed(ctx.plan), strict=True):
+        for (first, last), n_rows in zip(reversed(_blocks(ctx.sizes)), reversed(ctx.sizes), strict=True):
             h_now, c_now = running_h[:n_rows], running_c[:n_rows]
             block = d_in[first:last]
             torch.mul(h_now, to_o[first:last], out=block[:, 3 * hidden :])

@@ -68,15 +68,8 @@ def apoe_alleles(export: AdniExport) -> pl.DataFrame:
 
 def _commented(analyte: str) -> pl.Expr:
     """−1 or 1 from a COMMENT such as `Abeta42>1700` or `Tau<80, PTau<8`; null if it does not name the analyte."""
-    name = _NAMES[analyte]
-    comment = pl.col("COMMENT")
-    before = r"(?i)(?:^|[^a-z])"
-    return (
-        pl.when(comment.str.contains(rf"{before}{name}\s*>"))
-        .then(pl.lit(1, pl.Int8))
-        .when(comment.str.contains(rf"{before}{name}\s*<"))
-        .then(pl.lit(-1, pl.Int8))
-    )
+    sides = [pl.col("COMMENT").str.contains(rf"(?i)(?:^|[^a-z]){_NAMES[analyte]}\s*{sign}") for sign in "><"]
+    return pl.when(sides[0]).then(pl.lit(1, pl.Int8)).when(sides[1]).then(pl.lit(-1, pl.Int8))
 
 
 def csf_values(frame: pl.DataFrame) -> pl.DataFrame:
@@ -110,8 +103,7 @@ def _bateman(export: AdniExport) -> pl.DataFrame:
     """Mean over the injections of a sample that passed quality control."""
     frame = export.timed(BATEMAN)
     passed = pl.col("QC_STATUS").is_null() | (pl.col("QC_STATUS").str.to_lowercase().str.strip_chars() == "passed")
-    keys = ["rid", "month", "rank", "date", "when"]
-    grouped = frame.filter(passed).sort("row").group_by(keys, maintain_order=True)
+    grouped = frame.filter(passed).sort("row").group_by(["rid", "month", "rank", "date", "when"], maintain_order=True)
     return grouped.agg(pl.col("ABETA_4240_STANDARDIZED").mean(), pl.col("stamp").last(), pl.col("row").last())
 
 
@@ -141,9 +133,7 @@ def _csf(export: AdniExport, cohort: pl.DataFrame, policy: str) -> Built:
     return declared, drawn.rename({f"{a}.side": f"{a}_limit" for a in RANGES})
 
 
-def biospecimen_features(
-    export: AdniExport, cohort: pl.DataFrame, options: AdniOptions
-) -> tuple[list[Feature], pl.DataFrame]:
+def biospecimen_features(export: AdniExport, cohort: pl.DataFrame, options: AdniOptions) -> Built:
     """Feature declarations and a frame of their values, one row per participant (`rid`)."""
     policy = row_policy(options)
     tables = biospecimen_tables(export, options)

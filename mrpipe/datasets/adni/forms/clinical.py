@@ -45,23 +45,18 @@ def _demographics(export: AdniExport, cohort: pl.DataFrame, policy: str, source:
     age = pl.col("AGE") + later if merged else visit - born
     selected = pl.col("PTRACCAT")
     # A code outside the list may stand for any race, so that the races that are not selected are unknown.
-    known = (selected.list.len() > 0) & selected.list.eval(
-        pl.element().is_in([code for code, _ in loni.RACES])
-    ).list.all()
+    listed = selected.list.eval(pl.element().is_in([code for code, _ in loni.RACES])).list.all()
+    known = (selected.list.len() > 0) & listed
     races = [
         pl.when(selected.list.contains(code)).then(1).when(known).then(0).cast(pl.Int8).alias(f"race_{level}")
         for code, level in loni.RACES
     ]
-    out = joined.select(
-        "rid",
-        pl.when(age.is_between(0, 120)).then(age).alias("age"),
-        *("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL),
-        *races,
-    )
+    coded = ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL)
+    out = joined.select("rid", pl.when(age.is_between(0, 120)).then(age).alias("age"), *coded, *races)
     column = "AGE" if merged else "PTDOB, PTDOBYY, VISDATE"
     text = "that at baseline" if merged else "the month of birth (mid-year if only the year is known)"
     declared = features(source, {"age": column}, unit="a", description=f"age at the visit, from {text}")
-    for n in ("PTGENDER", "PTHAND", "PTETHCAT", *_MARITAL):
+    for n in coded:
         declared += features(source, {n: n}, levels=loni.PTDEMOG.field(n).levels, unit="a" if n == "PTEDUCAT" else "")
     columns, text = {f"race_{level}": "PTRACCAT" for _, level in loni.RACES}, "race selected; several can be"
     declared += features(source, columns, levels=YES_NO_LEVELS, description=text)
@@ -86,11 +81,9 @@ def initial_health(frame: pl.DataFrame) -> pl.DataFrame:
         for code, item in enumerate(loni.HISTORY)
         if item not in unknown
     }
-    keys = ["rid", "month", "rank", "date", "when"]
-    grouped = frame.sort("row").group_by(keys, maintain_order=True)
-    return grouped.agg(
-        pl.col("stamp", "row").last(), *(e.fill_null(False).cast(pl.Int8).alias(item) for item, e in items.items())
-    )
+    grouped = frame.sort("row").group_by(["rid", "month", "rank", "date", "when"], maintain_order=True)
+    known = (e.fill_null(False).cast(pl.Int8).alias(item) for item, e in items.items())
+    return grouped.agg(pl.col("stamp", "row").last(), *known)
 
 
 def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
@@ -106,19 +99,14 @@ def _history(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str)
     )
     declared = features(source, {n: n for n in names}, levels=YES_NO_LEVELS)
     declared += [Feature(name=q, source_file=source, source_column=q, unit=_DOSES.get(q, "a")) for q in loni.QUANTITIES]
-    return (
-        (declared, frame.select("rid", *names, *loni.QUANTITIES))
-        if export.path(loni.MEDHIST)
-        else _known(declared, frame)
-    )
+    built = declared, frame.select("rid", *names, *loni.QUANTITIES)
+    return built if export.path(loni.MEDHIST) else _known(*built)
 
 
 def _examination(export: AdniExport, cohort: pl.DataFrame, policy: str, source: str) -> Built:
     names = [*loni.SIGNS, *loni.FUNCTIONS]
     frame = pick(export.timed(loni.NEUROEXM), cohort, policy, names)
-    declared = [
-        Feature(name=n, source_file=source, source_column=n, levels=loni.NEUROEXM.field(n).levels) for n in names
-    ]
+    declared = [f for n in names for f in features(source, {n: n}, levels=loni.NEUROEXM.field(n).levels)]
     return declared, frame
 
 
@@ -161,17 +149,9 @@ def in_range(value: pl.Expr, unit: pl.Expr, factor: float, low: float, high: flo
     """
     metric, imperial = value, value * factor
     fits_metric, fits_imperial = metric.is_between(low, high), imperial.is_between(low, high)
-    first_metric = (unit == 1).fill_null(False)
-    return (
-        pl.when(unit.is_null() & fits_metric & fits_imperial)
-        .then(None)
-        .when(first_metric & fits_metric)
-        .then(metric)
-        .when(fits_imperial)
-        .then(imperial)
-        .when(fits_metric)
-        .then(metric)
-    )
+    as_metric = fits_metric & ((unit == 1).fill_null(False) | ~fits_imperial)
+    known = ~(unit.is_null() & fits_metric & fits_imperial)
+    return pl.when(known & as_metric).then(metric).when(known & fits_imperial).then(imperial)
 
 
 def in_si(vitals: pl.DataFrame) -> pl.DataFrame:
@@ -225,9 +205,8 @@ def clinical_features(export: AdniExport, cohort: pl.DataFrame, options: AdniOpt
     }
     if loni.MEDHIST not in tables:
         builders = {loni.INITHEALTH if t is loni.MEDHIST else t: b for t, b in builders.items()}
-    return side_by_side(
-        cohort, (b(export, cohort, policy, export.shown(t)) for t, b in builders.items() if t in tables)
-    )
+    blocks = (b(export, cohort, policy, export.shown(t)) for t, b in builders.items() if t in tables)
+    return side_by_side(cohort, blocks)
 
 
 def read_clinical(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Features:

@@ -12,11 +12,8 @@ _LISTED: dict[str, dict[str, tuple[str, ...]]] = constants(__file__, "medication
 # Cholinesterase inhibitors and memantine are prescribed for dementia and reveal the label.
 DEMENTIA_DRUGS, INGREDIENTS = _LISTED["dementia"], _LISTED["others"]
 # Vitamins named by a single letter need a pattern instead of a word list.
-PHRASES = {
-    "vitamin_d": r"vit(?:amin)?\.? ?d\b",
-    "vitamin_e": r"vit(?:amin)?\.? ?e\b",
-    "ascorbic_acid": r"vit(?:amin)?\.? ?c\b",
-}
+_LETTERS = {"vitamin_d": "d", "vitamin_e": "e", "ascorbic_acid": "c"}
+PHRASES = {name: rf"vit(?:amin)?\.? ?{letter}\b" for name, letter in _LETTERS.items()}
 NO_MEDICATION = ("none", "no medication", "no medications", "n/a")
 
 
@@ -27,8 +24,7 @@ def words(column: str) -> pl.Expr:
 
 def names_any(column: str, ingredient: str) -> pl.Expr:
     """Whether a medication name contains an ingredient or one of its brand names."""
-    listed = {**INGREDIENTS, **DEMENTIA_DRUGS}[ingredient]
-    found = words(column).list.eval(pl.element().is_in(listed)).list.any()
+    found = words(column).list.eval(pl.element().is_in({**INGREDIENTS, **DEMENTIA_DRUGS}[ingredient])).list.any()
     if ingredient in PHRASES:
         found = found | pl.col(column).str.to_lowercase().str.contains(PHRASES[ingredient])
     return found.fill_null(False)

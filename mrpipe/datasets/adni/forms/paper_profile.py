@@ -46,13 +46,10 @@ def paper_features(
         names = [c for c in frame.columns if c not in ("rid", "ptid") and not is_forbidden(c)]
         names = [n for n in names if n not in {f.name for f in declared}]
         if not dementia_drugs and "CMMED" in names:
-            kept = pl.when(~drugs.is_dementia_drug("CMMED")).then(pl.col("CMMED")).alias("CMMED")
-            frame = frame.with_columns(kept)
+            frame = frame.with_columns(pl.when(~drugs.is_dementia_drug("CMMED")).then(pl.col("CMMED")).alias("CMMED"))
         # `timed` has the same rows in the same order; both exclude the quality-control rows.
-        keyed = pl.concat(
-            [timed.select("rid", "month", "rank", "date", "when", "stamp", "row"), frame.select(names)],
-            how="horizontal",
-        )
+        keys = timed.select("rid", "month", "rank", "date", "when", "stamp", "row")
+        keyed = pl.concat([keys, frame.select(names)], how="horizontal")
         chosen = latest(eligible(keyed, cohort, policy), names)
         values = cohort.select("rid").join(chosen, on="rid", how="left", maintain_order="left")
         for name in names:

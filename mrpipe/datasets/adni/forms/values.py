@@ -24,8 +24,7 @@ PHASE_BOUNDS = ((2000, "ADNI1"), (3000, "ADNIGO"), (6000, "ADNI2"), (10000, "ADN
 
 def plain_code(column: str) -> pl.Expr:
     """Normalise a code: ` 01` and `1.0` become `1`."""
-    text = pl.col(column).str.strip_chars()
-    return text.str.replace(r"\.0+$", "").str.replace(r"^0+(\d)", "${1}")
+    return pl.col(column).str.strip_chars().str.replace(r"\.0+$", "").str.replace(r"^0+(\d)", "${1}")
 
 
 def is_missing_code(column: str, *, positive: bool) -> pl.Expr:
@@ -58,15 +57,8 @@ def number(column: str) -> pl.Expr:
 
 def limit(column: str) -> pl.Expr:
     """−1 below the reportable range (`<80`, `<LLOQ`), 1 above (`>1700`), 0 within, null if not measured."""
-    text = pl.col(column).str.strip_chars()
-    return (
-        pl.when(text.str.starts_with("<"))
-        .then(pl.lit(-1, pl.Int8))
-        .when(text.str.starts_with(">"))
-        .then(pl.lit(1, pl.Int8))
-        .when(text.is_not_null())
-        .then(pl.lit(0, pl.Int8))
-    )
+    above, below = (pl.col(column).str.strip_chars().str.starts_with(sign).cast(pl.Int8) for sign in "><")
+    return above - below
 
 
 def date(column: str | pl.Expr) -> pl.Expr:

@@ -50,10 +50,8 @@ def _joins(inputs: GenomicInputs, known: pl.Series) -> Iterator[Fault | str]:
 
 def _content(inputs: GenomicInputs, options: AdniOptions, raw: Path) -> Iterator[str]:
     """Notes about sets, SNPs that they share, and the reference."""
-    sizes = (
-        f"{s.name} ({b}, {s.n_people} people, {len(s.bim)} SNPs)"
-        for s, b in zip(inputs.sets, inputs.builds, strict=True)
-    )
+    built = zip(inputs.sets, inputs.builds, strict=True)
+    sizes = (f"{s.name} ({b}, {s.n_people} people, {len(s.bim)} SNPs)" for s, b in built)
     yield f"genotypes: {', '.join(sizes)}"
     yield from (f"{s.name}: {s.note}" for s in inputs.sets if s.note)
     if len(inputs.sets) > 1:

@@ -59,9 +59,8 @@ def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="backslashreplace", check=False)
     if done.returncode:
         tail = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise DataError(
-            Fault(file=Path(command[0]).name, expected="exit status 0", found=f"{done.returncode}: {' / '.join(tail)}")
-        )
+        found = f"{done.returncode}: {' / '.join(tail)}"
+        raise DataError(Fault(file=Path(command[0]).name, expected="exit status 0", found=found))
 
 
 def plink_map(path: Path, out: Path) -> Path:
@@ -75,9 +74,8 @@ def plink_map(path: Path, out: Path) -> Path:
         if header != ["pos", "chr", "cm"]:
             return path
         table = pl.read_csv(plain_source(path, path.name), separator="\t", infer_schema=False)
-    table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0]).write_csv(
-        out, separator=" ", include_header=False
-    )
+    table = table.select(table.columns[1], pl.lit("."), table.columns[2], table.columns[0])
+    table.write_csv(out, separator=" ", include_header=False)
     return out
 
 
@@ -131,17 +129,14 @@ def lifted_set(plink: PlinkSet, chain: ChainFile) -> tuple[PlinkSet, NDArray[np.
     """
     got = chain.lift(plink.bim["chrom"].to_numpy().astype("U8"), plink.bim["pos"].to_numpy())
     rows = np.flatnonzero(got.found)
-    named = {}
+    named = {"chrom": got.chromosome[rows]}
     for column in ("a1", "a2"):
         codes = allele_codes(plink.bim[column])[rows]
         turned = got.reversed[rows] & (codes < len(LETTERS))
         as_written = plink.bim[column].to_numpy().astype(np.str_)[rows]
         named[column] = np.where(turned, LETTERS[np.where(turned, complement(codes), 0)], as_written)
-    bim = plink.bim[rows.tolist()].with_columns(
-        pl.Series("chrom", got.chromosome[rows].tolist()),
-        pl.Series("pos", got.position[rows]),
-        *(pl.Series(c, v.tolist()) for c, v in named.items()),
-    )
+    texts = (pl.Series(c, v.tolist()) for c, v in named.items())
+    bim = plink.bim[rows.tolist()].with_columns(pl.Series("pos", got.position[rows]), *texts)
     return replace(plink, bim=bim), rows
 
 
@@ -181,15 +176,9 @@ def impute_set(
         expected, fix = f"SNPs that are in {reference.name}", "Check that the set is in the build of the reference."
         raise DataError(Fault(file=bed.name, expected=expected, found="none", fix=fix))
     rows = aligned.index[at]
-    sites = pl.DataFrame(
-        {
-            "chrom": plink.bim["chrom"].to_numpy()[at],
-            "pos": plink.bim["pos"].to_numpy()[at],
-            "id": [f"s{i}" for i in at],
-            "ref": LETTERS[known.other[rows]],
-            "alt": LETTERS[known.counted[rows]],
-        }
-    )
+    alleles = {"ref": LETTERS[known.other[rows]], "alt": LETTERS[known.counted[rows]]}
+    places = {name: plink.bim[name].to_numpy()[at] for name in ("chrom", "pos")}
+    sites = pl.DataFrame({**places, "id": [f"s{i}" for i in at], **alleles})
     swap = aligned.swap[at]
     with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as scratch:
         work = Path(scratch)
@@ -197,9 +186,9 @@ def impute_set(
         target, copies = work / "target.vcf.gz", _swapped(matrix[:, at], swap)
         write_vcf(target, [f"p{i}" for i in range(plink.n_people)], sites, copies)
         result = imputer.run(target, reference, work)
-        alleles = ["chrom", "pos", "ref", "alt"]
-        made = result.bim.rename({"a1": "alt", "a2": "ref"}).with_row_index("column").unique(alleles, keep="first")
-        column = sites.join(made, on=alleles, how="left", maintain_order="left")["column"]
+        keys = [*places, *alleles]
+        made = result.bim.rename({"a1": "alt", "a2": "ref"}).with_row_index("column").unique(keys, keep="first")
+        column = sites.join(made, on=keys, how="left", maintain_order="left")["column"]
         filled = calls(result)[:, column.drop_nulls().to_numpy()]
     held = column.is_not_null().to_numpy()
     at, swap = at[held], swap[held]
@@ -211,11 +200,8 @@ def impute_set(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line, `python -m mrpipe.datasets.adni.genomic.impute SET.bed PANEL.vcf.gz OUT`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mrpipe.datasets.adni.genomic.impute",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    program, as_written = "python -m mrpipe.datasets.adni.genomic.impute", argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=as_written)
     parser.add_argument("bed", type=Path, metavar="SET.bed", help="PLINK set; .bim and .fam are in the same folder")
     parser.add_argument("reference", type=Path, metavar="PANEL.vcf.gz", help="phased reference panel")
     parser.add_argument("out", type=Path, metavar="OUT", help="output prefix: writes OUT.bed, OUT.bim and OUT.fam")

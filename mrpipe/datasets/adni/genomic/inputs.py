@@ -129,8 +129,7 @@ def _positions_fit(plink: PlinkSet, build: str, file: str) -> Fault | None:
     if plink.build not in (None, build):
         found = f"{plink.build}, by the lengths of its chromosomes"
         return Fault(file=file, column="contig", expected=f"positions in {build}", found=found, fix=fix)
-    longest = plink.bim.group_by("chrom").agg(pl.col("pos").max()).sort("chrom")
-    for chromosome, position in longest.iter_rows():
+    for chromosome, position in plink.bim.group_by("chrom").agg(pl.col("pos").max()).sort("chrom").iter_rows():
         length = chromosome_length(build, chromosome)
         if length is not None and position > length:
             expected = f"positions in {build}, where chromosome {chromosome} ends at {length}"
@@ -198,9 +197,8 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
         fix = "Remove the copies."
         faults.add(Fault(file=name, expected="one set with this name", found="several", fix=fix))
     other = sorted({b for b in builds if b != options.target_build})
-    chain_path = (
-        _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if other or options.chain else None
-    )
+    lifted = bool(other or options.chain)
+    chain_path = _one(raw, options.chain, ("*.chain", "*.chain.gz"), "chain file", faults) if lifted else None
     chain = None if chain_path is None else faults.attempt(ChainFile, chain_path, shown_as=shown(raw, chain_path))
     if chain_path is None and other and not faults.faults:
         lift = ", ".join(p.name for p, b in zip(sets, builds, strict=True) if b != options.target_build)
@@ -217,9 +215,8 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
             fix = f"Use {required[0]}To{required[1].capitalize()} from {CHAIN_SOURCE}, or correct source_builds."
             expected = f"a chain from {required[0]} to {required[1]}"
             faults.add(Fault(file=chain.shown_as, expected=expected, found=found, fix=fix))
-    reference = _one(
-        raw, options.reference, ("*.legend", "*.legend.gz", "*sites*.vcf", "*sites*.vcf.gz"), "reference", faults
-    )
+    patterns = ("*.legend", "*.legend.gz", "*sites*.vcf", "*sites*.vcf.gz")
+    reference = _one(raw, options.reference, patterns, "reference", faults)
     faults.raise_if_any()
     inside = [f for s in sets for f in s.files]
     inside += [p for p in (chain_path, reference) if p is not None and p.is_relative_to(raw)]

@@ -137,8 +137,7 @@ class ChainFile:
             rows = rows[np.argsort(position[rows], kind="stable")]
             zero_based = position[rows] - 1
             for chain in sorted(self._chains.get(str(name), []), key=lambda c: -c.score):
-                end = chain.starts[-1] + chain.lengths[-1]
-                low, high = np.searchsorted(zero_based, [chain.starts[0], end])
+                low, high = np.searchsorted(zero_based, [chain.starts[0], chain.starts[-1] + chain.lengths[-1]])
                 block = np.searchsorted(chain.starts, zero_based[low:high], side="right") - 1
                 inside = zero_based[low:high] - chain.starts[block]
                 hit = (inside < chain.lengths[block]) & ~found[rows[low:high]]

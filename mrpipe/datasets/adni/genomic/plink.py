@@ -29,9 +29,7 @@ def _whitespace_table(path: Path, names: Sequence[str], faults: FaultCollector, 
     if text is None:
         return None
     lines = pl.DataFrame({"line": text.removeprefix("\ufeff").rstrip().split("\n") if text.strip() else []})
-    parts = lines.select(pl.col("line").cast(pl.String).str.extract_all(r"\S+").alias("p")).with_row_index(
-        "row", offset=1
-    )
+    parts = lines.select(p=pl.col("line").cast(pl.String).str.extract_all(r"\S+")).with_row_index("row", offset=1)
     wrong = parts.filter(pl.col("p").list.len() != len(names))
     if len(wrong) or parts.is_empty():
         expected = f"{len(names)} columns ({', '.join(names)})"
@@ -117,10 +115,8 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     shown = shown_as or bed.name
     faults = FaultCollector()
     tables: dict[str, pl.DataFrame | None] = {}
-    columns = {
-        "fam": ("fid", "iid", "father", "mother", "sex", "phenotype"),
-        "bim": ("chrom", "id", "cm", "pos", "a1", "a2"),
-    }
+    columns = {"fam": ("fid", "iid", "father", "mother", "sex", "phenotype")}
+    columns |= {"bim": ("chrom", "id", "cm", "pos", "a1", "a2")}
     for suffix, names in columns.items():
         path, name = _member(bed, suffix), _member(Path(shown), suffix).as_posix()
         if not path.is_file():
@@ -133,12 +129,8 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
     fam, bim = tables["fam"], tables["bim"]
     assert fam is not None
     assert bim is not None
-    typed = bim.select(
-        plain_chromosome(pl.col("chrom")).alias("chrom"),
-        "id",
-        pl.col("pos").cast(pl.Int64, strict=False),
-        pl.col("a1", "a2").str.to_uppercase(),
-    )
+    chrom, pos = plain_chromosome(pl.col("chrom")).alias("chrom"), pl.col("pos").cast(pl.Int64, strict=False)
+    typed = bim.select(chrom, "id", pos, pl.col("a1", "a2").str.to_uppercase())
     wrong = typed.with_row_index("row", offset=1).filter(pl.col("pos").is_null() | (pl.col("pos") >= POSITION_LIMIT))
     if len(wrong):
         row, name = int(wrong["row"][0]), _member(Path(shown), "bim").as_posix()

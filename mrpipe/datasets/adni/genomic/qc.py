@@ -35,9 +35,7 @@ class QualityControl:
     missing_of: NDArray[np.int64]
 
 
-def exact_hwe(
-    het: NDArray[np.int64], hom1: NDArray[np.int64], hom2: NDArray[np.int64], *, chunk: int = 2048
-) -> NDArray[np.float64]:
+def exact_hwe(het: NDArray[np.int64], hom1: NDArray[np.int64], hom2: NDArray[np.int64]) -> NDArray[np.float64]:
     """P-values of the exact Hardy-Weinberg test (Wigginton, Cutler and Abecasis 2005), as in plink --hardy.
 
     Given the allele counts, the p-value is the total probability of all heterozygote counts that are at most as likely
@@ -46,12 +44,11 @@ def exact_hwe(
     out = np.ones(len(het))
     if not len(het):
         return out
-    triples, inverse = np.unique(
-        np.stack([het, np.minimum(hom1, hom2), np.maximum(hom1, hom2)]), axis=1, return_inverse=True
-    )
+    counts = np.stack([het, np.minimum(hom1, hom2), np.maximum(hom1, hom2)])
+    triples, inverse = np.unique(counts, axis=1, return_inverse=True)
     p_values = np.ones(triples.shape[1])
-    for start in range(0, triples.shape[1], chunk):
-        h, rare, common = triples[:, start : start + chunk]
+    for chunk in np.split(np.arange(triples.shape[1]), range(2048, triples.shape[1], 2048)):
+        h, rare, common = triples[:, chunk]
         n, n_rare = h + rare + common, 2 * rare + h
         # The heterozygote count has the same parity as the count of the rarer allele.
         k = np.arange(0, int(n_rare.max(initial=0)) + 1, 2)[None, :] + (n_rare % 2)[:, None]
@@ -64,7 +61,7 @@ def exact_hwe(
         log_p -= log_p.max(axis=1, keepdims=True)
         p = np.exp(log_p)
         observed = np.take_along_axis(p, ((h - n_rare % 2) // 2)[:, None], axis=1)
-        p_values[start : start + chunk] = (p * (p <= observed * (1 + 1e-9))).sum(axis=1) / p.sum(axis=1)
+        p_values[chunk] = (p * (p <= observed * (1 + 1e-9))).sum(axis=1) / p.sum(axis=1)
     out[:] = p_values[inverse.ravel()]
     return np.minimum(out, 1.0)
 

@@ -8,7 +8,9 @@ passes; LD pruning and imputation are fitted on training participants (`mrpipe.t
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -94,10 +96,7 @@ def prepare_set(
         assert inputs.chain is not None
         lifted = inputs.chain.lift(chromosome, position)
         found = lifted.found & np.isin(lifted.chromosome, options.chromosomes)
-        a1, a2 = (
-            np.where(lifted.reversed, strand.complement(a1), a1),
-            np.where(lifted.reversed, strand.complement(a2), a2),
-        )
+        a1, a2 = (np.where(lifted.reversed, strand.complement(a), a) for a in (a1, a2))
         chromosome, position = lifted.chromosome, lifted.position
         moved = inputs.chain.lift(*strand.positions_of(dropped))
         dropped = strand.position_keys(moved.chromosome, moved.position)[moved.found]
@@ -113,9 +112,8 @@ def prepare_set(
     new = np.flatnonzero(absent & (inputs.reference is None or options.off_reference == "keep"))
     kept = np.flatnonzero(aligned.keep)
     at = aligned.index[kept]
-    identity = np.concatenate(
-        [identity_of(known.key[at], known.counted[at], known.other[at]), identity_of(key[new], a1[new], a2[new])]
-    )
+    old = identity_of(known.key[at], known.counted[at], known.other[at])
+    identity = np.concatenate([old, identity_of(key[new], a1[new], a2[new])])
     rows = np.concatenate([kept, new])
     one = _first_of(identity // 64, missing[rows])
     identity, rows = identity[one], rows[one]
@@ -141,9 +139,8 @@ def prepare_set(
 
 def merged_identities(sets: list[PreparedSet], options: AdniOptions) -> NDArray[np.int64]:
     """SNPs of the store, sorted by position, without those that a set excludes or has with other alleles."""
-    identity, index, n_sets = np.unique(
-        np.concatenate([s.identity for s in sets]), return_inverse=True, return_counts=True
-    )
+    every = np.concatenate([s.identity for s in sets])
+    identity, index, n_sets = np.unique(every, return_inverse=True, return_counts=True)
     unplaced = pl.concat([s.unplaced for s in sets])
     by_name = [s.identity[s.plink.bim["id"].gather(s.snp).is_in(unplaced.implode()).to_numpy()] for s in sets]
     key = identity // 64
@@ -152,9 +149,7 @@ def merged_identities(sets: list[PreparedSet], options: AdniOptions) -> NDArray[
     keep = ~excluded & ~again[1:] & ~again[:-1]
     if options.merge == "intersection":
         keep &= n_sets == len(sets)
-    copies, called = (
-        np.bincount(index, np.concatenate(x)) for x in ([s.copies for s in sets], [s.called for s in sets])
-    )
+    copies, called = (np.bincount(index, np.concatenate([getattr(s, k) for s in sets])) for k in ("copies", "called"))
     minor = np.minimum(copies, 2 * called - copies)
     keep &= (minor >= options.maf * 2 * called) & ((minor > 0) | (options.maf <= 0))
     return np.asarray(identity[keep], dtype=np.int64)
@@ -217,9 +212,8 @@ def assemble(
         Prepared sets, SNPs of the store, panels with their people, outcome per participant (`TRIED_SCHEMA`).
     """
     inputs = open_inputs(raw, options, scratch)
-    known = (
-        strand.read_reference(inputs.reference, options.chromosomes) if inputs.reference else strand.KnownSnps.empty()
-    )
+    panel = inputs.reference
+    known = strand.read_reference(panel, options.chromosomes) if panel else strand.KnownSnps.empty()
     sets: list[PreparedSet] = []
     for plink, build in zip(inputs.sets, inputs.builds, strict=True):
         prepared, known = prepare_set(plink, build, inputs, known, options)
@@ -248,10 +242,8 @@ def assemble(
     ]
     tried = pl.DataFrame(outcome, schema=TRIED_SCHEMA, orient="row")
     places = np.array([c for c in chosen if c is not None], dtype=np.int64)
-    panels = [
-        Panel(p.plink, p.row, p.swap, places[places[:, 0] == s, 1], np.flatnonzero(places[:, 0] == s))
-        for s, p in enumerate(panels)
-    ]
+    chosen_of = [np.flatnonzero(places[:, 0] == s) for s in range(len(panels))]
+    panels = [Panel(p.plink, p.row, p.swap, places[at, 1], at) for p, at in zip(panels, chosen_of, strict=True)]
     return sets, identity, panels, tried
 
 
@@ -293,19 +285,10 @@ def read_genomic(raw: Path, cohort: pl.DataFrame, options: AdniOptions) -> Featu
         kept = ids.join(cohort, on="sample_id", how="left", maintain_order="left")
         packed = merged_rows(panels, len(kept), len(identity))
     counts = [f"{s.plink.name}: {s.plink.n_people} people, {s.n_considered} → {len(s.identity)} SNPs" for s in sets]
-    modality = Modality(
-        name="genomic",
-        bit=BIT,
-        kind="genotype",
-        shape=(len(identity),),
-        dtype="uint8",
-        encoding="packed2",
-        description=f"{DESCRIPTION} ({options.merge}, {options.target_build}; {'; '.join(counts)}). "
-        + missing_calls(packed, len(identity), panels, kept["phase"].to_numpy().astype(str), options.merge),
-    )
-    return Features(
-        modality=modality,
-        batches=batches(kept["sample_id"].to_list(), packed, modality.arrow_schema()),
-        dictionary=lambda: _dictionary(identity, sets, panels, packed, options.target_build),
-        tried=lambda: tried,
-    )
+    text = f"{DESCRIPTION} ({options.merge}, {options.target_build}; {'; '.join(counts)}). "
+    text += missing_calls(packed, len(identity), panels, kept["phase"].to_numpy().astype(str), options.merge)
+    stored: dict[str, Any] = {"kind": "genotype", "shape": (len(identity),), "dtype": "uint8", "encoding": "packed2"}
+    modality = Modality(name="genomic", bit=BIT, description=text, **stored)
+    rows = batches(kept["sample_id"].to_list(), packed, modality.arrow_schema())
+    dictionary = partial(_dictionary, identity, sets, panels, packed, options.target_build)
+    return Features(modality=modality, batches=rows, dictionary=dictionary, tried=lambda: tried)

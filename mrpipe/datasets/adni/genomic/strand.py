@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -97,14 +97,8 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
                 skip += 1
     header = first.rstrip("\n").lstrip("#").split()
     is_vcf = first.startswith("#CHROM")
-    aliases = {
-        "chrom": ("CHROM", "CHR"),
-        "position": ("POS", "POSITION"),
-        "id": ("ID",),
-        "other": ("REF", "A0"),
-        "counted": ("ALT", "A1"),
-        "frequency": ("INFO" if is_vcf else "ALL", "ALT_FREQ", "AF"),
-    }
+    aliases = {"chrom": ("CHROM", "CHR"), "position": ("POS", "POSITION"), "id": ("ID",), "other": ("REF", "A0")}
+    aliases |= {"counted": ("ALT", "A1"), "frequency": ("INFO" if is_vcf else "ALL", "ALT_FREQ", "AF")}
     place = {k: i for k, names in aliases.items() for n in names[::-1] for i, h in enumerate(header) if h.upper() == n}
     if missing := [k for k in aliases if k not in place and k not in ("frequency", "id")]:
         expected, found = "a legend (id chr position a0 a1 … ALL) or a VCF", f"columns {', '.join(header[:12])}"
@@ -113,14 +107,9 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     used = sorted(place, key=lambda k: place[k])
     with reading(shown_as, "a complete table"):
         # Skip the comment lines of a VCF and do not parse its genotypes.
-        frame = pl.read_csv(
-            plain_source(path, shown_as),
-            separator="\t" if "\t" in first else " ",
-            skip_rows=skip,
-            infer_schema=False,
-            quote_char=None,
-            columns=[place[k] for k in used],
-        )
+        separator, columns = "\t" if "\t" in first else " ", [place[k] for k in used]
+        form: dict[str, Any] = {"separator": separator, "infer_schema": False, "quote_char": None}
+        frame = pl.read_csv(plain_source(path, shown_as), skip_rows=skip, columns=columns, **form)
     frame.columns = used
     frame = frame.with_row_index("line", offset=skip + 2).with_columns(
         plain_chromosome(pl.col("chrom")),
@@ -146,14 +135,10 @@ def read_reference(path: Path, chromosomes: Sequence[str], *, shown_as: str | No
     frame = frame.with_columns(position, frequency.fill_null(float("nan")))
     key = position_keys(frame["chrom"], frame["position"].to_numpy())
     order = np.argsort(key, kind="stable")
-    return KnownSnps(
-        key[order],
-        allele_codes(frame["counted"])[order],
-        allele_codes(frame["other"])[order],
-        frame["frequency"].to_numpy()[order],
-        # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
-        frame["id"].fill_null(".").str.split(":").list.first().to_numpy().astype(np.str_)[order],
-    )
+    counted, other = (allele_codes(frame[name])[order] for name in ("counted", "other"))
+    # 1000 Genomes legends name SNPs `rs123:1000:A:G`.
+    ids = frame["id"].fill_null(".").str.split(":").list.first().to_numpy().astype(np.str_)[order]
+    return KnownSnps(key[order], counted, other, frame["frequency"].to_numpy()[order], ids)
 
 
 @dataclass(frozen=True)
@@ -224,9 +209,8 @@ def align(
         error = np.sqrt(f_ref * (1 - f_ref) / (2 * n_people)) if n_people else np.zeros(len(rows))
         off = difference > np.where(ambiguous, MAX_DIFFERENCE, np.maximum(3 * error, MAX_DIFFERENCE))
         match = same | flipped
-        why = np.select(
-            [~match, ambiguous & ~clear, off], ["other alleles", "ambiguous strand", "frequency differs"], ""
-        )
+        reasons = ["other alleles", "ambiguous strand", "frequency differs"]
+        why = np.select([~match, ambiguous & ~clear, off], reasons, "")
         reason[rows] = why
         keep[rows] = why == ""
         index[rows] = np.where(match, r, -1)

@@ -109,15 +109,9 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
     if prepared != set(plan.raw_scans["sample_id"]):
         raise UsageError("the scans were prepared for a different cohort; run mrpipe prepare again")
     grid = plan.maps.grid if plan.maps else open_template(raw, options, None).grid
-    edge = options.image_downsample
-    modality = Modality(
-        name=NAME,
-        bit=BIT,
-        kind="volume",
-        shape=grid.output_shape(edge),
-        dtype=options.image_dtype,
-        description=DESCRIPTION,
-    )
+    edge, dtype = options.image_downsample, options.image_dtype
+    shape = grid.output_shape(edge)
+    modality = Modality(name=NAME, bit=BIT, kind="volume", shape=shape, dtype=dtype, description=DESCRIPTION)
     attempts: list[dict[str, Any]] = []
     counts = {"rows": 0}
 
@@ -125,7 +119,7 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         maps = _from_maps(plan.maps, plan.map_scans, attempts) if plan.maps and len(plan.map_scans) else iter(())
         merged = heapq.merge(maps, _from_parts(parts, grid, attempts), key=itemgetter(0))
         while chunk := list(itertools.islice(merged, BATCH_ROWS)):
-            volumes = np.stack([grid.volume(v, downsample=edge, dtype=options.image_dtype) for _, v in chunk])
+            volumes = np.stack([grid.volume(v, downsample=edge, dtype=dtype) for _, v in chunk])
             counts["rows"] += len(chunk)
             yield record_batch(modality, [s for s, _ in chunk], volumes)
         if not counts["rows"]:
@@ -140,14 +134,8 @@ def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: 
         sources = [plan.maps.source] if plan.maps and n_raw < counts["rows"] else []
         if n_raw:
             sources.append(f"{n_raw} raw T1 scans")
-        columns = {
-            "name": [f"{NAME}.gm"],
-            "dtype": options.image_dtype,
-            "unit": "1/1000 voxel volume",
-            "kind": "pixel",
-            "description": grid.describe(edge),
-            "source_column": None,
-        }
+        columns: dict[str, Any] = {"name": [f"{NAME}.gm"], "dtype": dtype, "unit": "1/1000 voxel volume"}
+        columns |= {"kind": "pixel", "description": grid.describe(edge), "source_column": None}
         return dictionary_of(NAME, ", ".join(sources), columns, counts["rows"], counts["rows"])
 
     def attempted() -> pl.DataFrame:

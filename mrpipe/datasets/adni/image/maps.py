@@ -143,8 +143,7 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     numbered: list[tuple[int, str]] = []
     if subjects.is_file():
-        data = subjects.read_bytes()
-        text = faults.attempt(decode, data, shown_as=shown(raw, subjects), encoding="utf-8-sig") or ""
+        text = faults.attempt(decode, subjects.read_bytes(), shown_as=shown(raw, subjects), encoding="utf-8-sig") or ""
         numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
     else:
         expected = "one {PTID}_{date} per row of the array"
@@ -200,8 +199,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         frame = faults.attempt(read_csv, table, MANIFEST_COLUMNS, shown_as=shown(raw, table), numbered=True)
         if frame is None:
             return None
-        null = pl.Series([None] * len(frame), dtype=pl.String)
-        date = frame["date"] if "date" in frame.columns else null
+        date = frame["date"] if "date" in frame.columns else pl.Series([None] * len(frame), dtype=pl.String)
         file = frame["file"]
         image_id = frame["image_id"].fill_null(file) if "image_id" in frame.columns else file
         expected, found = "a PTID such as 002_S_0413", "another format"

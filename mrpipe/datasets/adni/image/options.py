@@ -38,7 +38,7 @@ class ImageOptions:
     )
     image_registration: str = option(
         "quality",
-        "registration of raw T1 scans to the template. quality: SyN with mean squares (iterations 40, 20, 10); fast: "
+        "registration of raw T1 scans to the template. quality: SyN with mean squares (iterations 60, 20, 3); fast: "
         "SyN with mutual information (iterations 40, 20, 0); affine: no deformation",
         choices=("quality", "fast", "affine"),
     )
@@ -47,7 +47,6 @@ class ImageOptions:
         "extract: skull-strip raw T1 scans; stripped: the scans are already skull-stripped",
         choices=("extract", "stripped"),
     )
-    image_segment_mm: float = option(1.0, "voxel size of tissue segmentation in mm; finer raw T1 scans are resampled")
     image_smoothing_mm: float = option(
         2.0, "standard deviation in mm of the Gaussian filter applied to maps of raw T1 scans. 0: no smoothing"
     )

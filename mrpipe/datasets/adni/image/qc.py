@@ -31,9 +31,8 @@ def qc_table(tried: pl.DataFrame) -> pl.DataFrame:
         at = np.flatnonzero(((tried["source"] == source) & (tried["status"] == "ok")).to_numpy())
         flags[at] = outliers({n: tried[n].to_numpy()[at].astype(np.float64) for n in names})
     table = tried.with_row_index("scan").with_columns(pl.Series("outlier", flags.tolist(), dtype=pl.String))
-    return table.select(
-        "scan", "attempt", "source", "status", "reason", "outlier", *NUMBERS, "seconds", "peak_mb", "notes"
-    )
+    first = ("scan", "attempt", "source", "status", "reason", "outlier")
+    return table.select(*first, *NUMBERS, "seconds", "peak_mb", "notes")
 
 
 def write_image_qc(tried: pl.DataFrame, parts: Path, out: Path) -> None:

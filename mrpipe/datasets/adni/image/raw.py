@@ -78,13 +78,8 @@ class _Shard:
     """Scratch folder of one part, with the result (or reason of failure) and a picture for each finished scan."""
 
     def __init__(self, scratch: Path, template: Template, options: ImageOptions, process: Process):
-        self.scratch = scratch
-        self.template = template
-        self.options = options
-        self.process = process
-        self.settings = ChainSettings(
-            registration=options.image_registration, brain=options.image_brain, segment_mm=options.image_segment_mm
-        )
+        self.scratch, self.template, self.options, self.process = scratch, template, options, process
+        self.settings = ChainSettings(registration=options.image_registration, brain=options.image_brain)
         self.templates = template.write(scratch / "template")
         parts = [
             json.dumps(dataclasses.asdict(self.settings), sort_keys=True),
@@ -134,17 +129,12 @@ class _Shard:
                     raise ScanFailedError("a DICOM series; convert it with dcm2niix")
                 timeout_s = 60 * self.options.image_timeout_min
                 done = self.process(path, f"I{image_id}", self.templates, settings, picture, timeout_s=timeout_s)
-                vector = self.template.grid.vector(
-                    smoothed(done.gm, self.template.grid, self.options.image_smoothing_mm)
-                )
+                grid = self.template.grid
+                vector = grid.vector(smoothed(done.gm, grid, self.options.image_smoothing_mm))
                 with replacing(voxels) as temporary, temporary.open("wb") as handle:
                     np.save(handle, vector)
-                entry |= done.numbers | {
-                    "seconds": sum(done.seconds.values()),
-                    "peak_mb": done.peak_mb,
-                    "notes": "; ".join(done.notes),
-                    "picture": f"{self.scratch.name}/{picture.name}",
-                }
+                entry |= done.numbers | {"seconds": sum(done.seconds.values()), "peak_mb": done.peak_mb}
+                entry |= {"notes": "; ".join(done.notes), "picture": f"{self.scratch.name}/{picture.name}"}
             except ScanFailedError as error:
                 entry |= {"status": "failed", "reason": error.reason, "detail": error.detail}
             write_text(note, json.dumps(entry))
@@ -194,8 +184,7 @@ def prepare_images(
         for rows in scans.partition_by("sample_id", maintain_order=True):
             for scan in rows.iter_rows(named=True):
                 entry, voxels = shard.scan(scan, raw / scan["file"])
-                row = _row(scan, entry) | {"voxels": voxels}
-                yield pa.RecordBatch.from_pylist([row], schema=schema)
+                yield pa.RecordBatch.from_pylist([_row(scan, entry) | {"voxels": voxels}], schema=schema)
                 if voxels is not None:
                     break
 

@@ -58,18 +58,8 @@ SEARCH_COLUMNS = (
     Column(name="description", aliases=("image_description", "series_description"), required=False),
     Column(name="modality", required=False),
 )
-SCANS_SCHEMA = pl.Schema(
-    {
-        "ptid": pl.String,
-        "rid": pl.Int64,
-        "date": pl.Date,
-        "rank": pl.Int32,
-        "image_id": pl.String,
-        "file": pl.String,
-        "description": pl.String,
-        "layout": pl.String,
-    }
-)
+_SCAN: dict[str, Any] = {"ptid": pl.String, "rid": pl.Int64, "date": pl.Date, "rank": pl.Int32}
+SCANS_SCHEMA = pl.Schema(_SCAN | dict.fromkeys(("image_id", "file", "description", "layout"), pl.String))
 
 
 def rid_of(column: str) -> pl.Expr:
@@ -92,14 +82,9 @@ def t1_rank(description: str) -> int | None:
     words = normalised(description)
     if not _T1.search(words) or _NOT_T1.search(words):
         return None
-    if words.endswith("SCALED"):
-        rank = 0
-    elif words.endswith("SCALED_2"):
-        rank = 1
-    elif re.search(r"(^|_)N3M?(_|$)", words):
-        rank = 2
-    else:
-        rank = 4 if _ACCELERATED.search(words) else 3
+    kinds = (r"SCALED$", r"SCALED_2$", r"(^|_)N3M?(_|$)")
+    plain = 4 if _ACCELERATED.search(words) else 3
+    rank = next((i for i, kind in enumerate(kinds) if re.search(kind, words)), plain)
     return 2 * rank + bool(_REPEAT.search(words))
 
 
@@ -216,8 +201,7 @@ def _file_row(raw: Path, path: Path, named: str, bids: dict[str, str], faults: F
 
 def beside(raw: Path, scans: pl.DataFrame) -> tuple[Path, ...]:
     """Tables of BIDS and sidecars of scans."""
-    folders = {(raw / f).parent for f in scans["file"]}
-    sidecars = (p for folder in folders for p in folder.glob("*.json"))
+    sidecars = (p for folder in {(raw / f).parent for f in scans["file"]} for p in folder.glob("*.json"))
     return tuple(sorted({*sidecars, *_bids_files(raw)}))
 
 
@@ -312,22 +296,16 @@ def ordered_scans(
     Returns:
         The selected rows of `scans` with `sample_id` and `attempt` (from 0), sorted by both.
     """
-    keyed = samples.select(
-        "sample_id",
-        rid_of("subject_id").alias("rid"),
-        (pl.col(date_column).cast(pl.Date) if date_column in samples.columns else pl.lit(None, dtype=pl.Date)).alias(
-            "__at"
-        ),
-    )
+    at = pl.col(date_column) if date_column in samples.columns else pl.lit(None)
+    keyed = samples.select("sample_id", rid_of("subject_id").alias("rid"), at.cast(pl.Date).alias("__at"))
     joined = keyed.filter(pl.col("rid").is_not_null()).join(scans, on="rid", how="inner")
     day = pl.col("date").to_physical()
     if rule == "nearest":
         order = pl.coalesce((day - pl.col("__at").to_physical()).abs(), day)
     else:
         order = -day if rule == "latest" else day
-    ordered = joined.with_columns(order.alias("__order")).sort(
-        "sample_id", "__order", "date", "rank", pl.col("image_id").str.zfill(20), nulls_last=True, maintain_order=True
-    )
+    keys = ("sample_id", "__order", "date", "rank", pl.col("image_id").str.zfill(20))
+    ordered = joined.with_columns(order.alias("__order")).sort(*keys, nulls_last=True, maintain_order=True)
     ordered = ordered.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).over("sample_id").alias("attempt"))
     tried = pl.col("decision").ne_missing("drop") if "decision" in scans.columns else pl.lit(value=True)
     return ordered.filter(tried.cast(pl.Int32).cum_sum().over("sample_id") <= tries).drop("__at", "__order")

@@ -110,10 +110,8 @@ def write_plasma(w: Writer, people: SimulatedParticipants) -> None:
     nfl = [f"{x:.1f}" for x in 38 * np.exp(0.2 * u + 0.25 * rng.standard_normal(len(u)))]
     light = {"PLASMA_NFL": np.where(rng.random(len(u)) < 0.02, "<LLOQ", nfl), "COMMENT": None}
     w.write("ADNI_BLENNOWPLASMANFLLONG", rows, light, date_column="EXAMDATE", keys=_BY_RID, bookkeeping=False)
-    urine = {
-        name: [f"{x:.3f}" for x in 1.2 * np.exp(0.3 * rng.standard_normal(len(u)))]
-        for name in ("ISO8PGF2A", "ISO812IPF2A")
-    }
+    names = ("ISO8PGF2A", "ISO812IPF2A")
+    urine = {name: [f"{x:.3f}" for x in 1.2 * np.exp(0.3 * rng.standard_normal(len(u)))] for name in names}
     w.write("ISOPROSTANE", rows, urine, date_column="EXAMDATE", keys=_BY_RID)
 
 

@@ -21,8 +21,6 @@ from mrpipe.store.parquet import write_frame, write_text
 
 @dataclass(frozen=True)
 class AdniSimulation(ImageSimulation):
-    """A simulated ADNI export."""
-
     n_subjects: int = option(150, "number of participants; about 70 % become samples with the default label option")
     seed: int = option(0, "random seed")
     layout: str = option("2025", "export generation to imitate (file names, headers, codes)", choices=LAYOUTS)
@@ -52,18 +50,13 @@ def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
     if options.layout == "old":
         sim_forms.write_roster(writer, people)
     genotyped = people.subjects.filter("has_genomic")
-    snps = write_genotypes(
-        raw / "genetics", genotyped, n_snps=options.n_snps, seed=options.seed, effect=0.35 * options.separation
-    )
+    effect = 0.35 * options.separation
+    snps = write_genotypes(raw / "genetics", genotyped, n_snps=options.n_snps, seed=options.seed, effect=effect)
     write_frame(truth / "snps.parquet", snps)
     if options.images:
-        imaged = people.subjects.filter("has_image").select(
-            pl.col("ptid").alias("subject_id"),
-            pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String).alias("diagnosis"),
-            pl.col("start").alias("visit_date"),
-            "u",
-            "v_image",
-        )
+        diagnosis = pl.col("cls").replace_strict(dict(enumerate(CLASSES)), return_dtype=pl.String)
+        named = {"subject_id": pl.col("ptid"), "diagnosis": diagnosis, "visit_date": pl.col("start")}
+        imaged = people.subjects.filter("has_image").select("u", "v_image", **named)
         write_frame(truth / "images.parquet", simulate_images(raw, imaged, options))
     write_frame(truth / "truth.parquet", truth_frame(people, options.separation))
     best = {names: posterior(people.subjects, names, options.separation) for names in subsets(list(FACTOR_MEANS))}

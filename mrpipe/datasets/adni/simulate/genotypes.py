@@ -67,8 +67,7 @@ def draw_snps(n: int, seed: int, effect: float) -> Snps:
     ref, alt = np.where(turned, pairs[:, 1], pairs[:, 0]), np.where(turned, pairs[:, 0], pairs[:, 1])
     signs = np.where(rng.random(int(block.max(initial=0)) + 1) < 0.5, 1.0, -1.0)
     acting = np.where(block % 4 == 0, effect * signs[block], 0.0)
-    number = 1000 + np.sort(rng.choice(max(20 * n, 10**5), n, replace=False))
-    ids = np.array([f"rs{v}" for v in number])
+    ids = np.array([f"rs{v}" for v in 1000 + np.sort(rng.choice(max(20 * n, 10**5), n, replace=False))])
     return Snps(ids, chromosome, np.concatenate(positions), ref, alt, frequency, acting)
 
 

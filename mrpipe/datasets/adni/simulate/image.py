@@ -211,6 +211,5 @@ def _write_maps(
         array.flush()
         (folder / "ADNI_subj.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     else:
-        text = "\n".join(['"PTID","scan_date","file"', *lines]) + "\n"
-        (folder / "maps.csv").write_text(text, encoding="utf-8")
+        (folder / "maps.csv").write_text("\n".join(['"PTID","scan_date","file"', *lines]) + "\n", encoding="utf-8")
     return truth

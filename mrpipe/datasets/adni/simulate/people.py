@@ -102,8 +102,7 @@ def patterns_of(score: NDArray[np.float64]) -> list[str]:
 def draw_people(n: int, seed: int, separation: float, missing_strength: float) -> SimulatedParticipants:
     """Draw participants, their visits and latent factors."""
     rng = generator(seed, "adni people")
-    prior = np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)
-    cls = rng.choice(3, n, p=prior)
+    cls = rng.choice(3, n, p=np.array(CLASS_COUNTS) / sum(CLASS_COUNTS))
     names = list(PHASES)
     phase = rng.choice(len(names), n, p=[PHASES[p][0] for p in names])
     rid = np.zeros(n, dtype=np.int64)
@@ -152,8 +151,7 @@ def draw_people(n: int, seed: int, separation: float, missing_strength: float) -
 def posterior(subjects: pl.DataFrame, modalities: Sequence[str] | None, separation: float) -> NDArray[np.float64]:
     """P(class | u, factors) given the observed modalities, or given `modalities`; float64 (n, 3)."""
     log_p = np.tile(np.log(np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)), (len(subjects), 1))
-    u = subjects["u"].to_numpy()
-    log_p += -0.5 * (u[:, None] - separation * np.array([-1.0, 0.0, 1.0])) ** 2
+    log_p += -0.5 * (subjects["u"].to_numpy()[:, None] - separation * np.array([-1.0, 0.0, 1.0])) ** 2
     for name, means in FACTOR_MEANS.items():
         observed = subjects[f"has_{name}"].to_numpy()[:, None] if modalities is None else name in modalities
         v = subjects[f"v_{name}"].to_numpy()

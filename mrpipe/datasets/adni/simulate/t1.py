@@ -23,6 +23,7 @@ EXTENT_MM = (156.0, 186.0, 168.0)
 SCALP, SKULL, FLUID, GREY, WHITE = 700.0, 120.0, 180.0, 520.0, 800.0
 SEARCH = "Image Data ID,Subject,Group,Sex,Age,Visit,Modality,Description,Type,Acq Date,Format,Downloaded"
 PROCESSED = ("MPR; GradWarp; B1 Correction; N3; Scaled", "MPR; GradWarp; B1 Correction; N3; Scaled_2")
+Head = tuple[NDArray[np.int16], NDArray[np.float64]]
 LATER = ("Accelerated Sagittal MPRAGE", "Sagittal 3D Accelerated MPRAGE", "MT1; GradWarp; N3m")
 
 
@@ -38,9 +39,7 @@ def _finish(clean: NDArray[np.float32], rng: np.random.Generator, voxel_mm: floa
     return np.asarray(np.hypot(clean * bias + real, imaginary).astype(np.int16))
 
 
-def ellipsoid_head(
-    rng: np.random.Generator, atrophy: float, voxel_mm: float
-) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+def ellipsoid_head(rng: np.random.Generator, atrophy: float, voxel_mm: float) -> Head:
     """A head of nested ellipsoids: scalp, skull, fluid, folded cortex, white matter and ventricles.
 
     Args:
@@ -69,9 +68,7 @@ def ellipsoid_head(
     return _finish(gaussian_filter(head, 0.6), rng, voxel_mm), affine
 
 
-def template_head(
-    rng: np.random.Generator, atrophy: float, voxel_mm: float
-) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+def template_head(rng: np.random.Generator, atrophy: float, voxel_mm: float) -> Head:
     """The MNI152 template of nilearn, deformed, with reduced grey matter and an added skull and scalp.
 
     Raises:
@@ -95,8 +92,7 @@ def template_head(
     head = gaussian_filter(head, 0.4)
     grid = np.indices(t1.shape, dtype=np.float32)
     shift = np.stack([_smooth(rng, t1.shape, 18.0 / voxel_mm) for _ in range(3)]) * (2.5 / voxel_mm)
-    warped = np.asarray(map_coordinates(head, grid + shift, order=1), dtype=np.float32)
-    return _finish(warped, rng, voxel_mm), affine
+    return _finish(np.asarray(map_coordinates(head, grid + shift, order=1), dtype=np.float32), rng, voxel_mm), affine
 
 
 def _series(subject_id: str, first: bool, rng: np.random.Generator) -> list[str]:

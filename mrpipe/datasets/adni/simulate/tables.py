@@ -59,10 +59,8 @@ class Writer:
         n, rng, old = len(records), self.rng(f"{table} keys"), self.layout == "old"
         day = records["date"].fill_null("2006-01-01")
         days, minutes = rng.integers(5, 400, n).tolist(), rng.integers(0, 60, n).tolist()
-        stamp = [
-            f"{date.fromisoformat(d) + timedelta(days=k)} 10:{m:02d}:00.0"
-            for d, k, m in zip(day, days, minutes, strict=True)
-        ]
+        edits = zip(day, days, minutes, strict=True)
+        stamp = [f"{date.fromisoformat(d) + timedelta(days=k)} 10:{m:02d}:00.0" for d, k, m in edits]
         visit_date = "EXAMDATE" if old else date_column
         names = {k: visit_date if k == "DATE" else k for k in keys if not (old and k == "PTID")}
         lead: dict[str, Any] = {name: records[k.lower()] for k, name in names.items()}
@@ -87,8 +85,7 @@ class Writer:
         # As lists, because polars does not convert arrays of objects to text.
         columns = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in columns.items()}
         frame = pl.DataFrame({**columns, "update_stamp": stamp}).cast(pl.String).fill_null("")
-        text = frame.write_csv(quote_style="always")
-        self.path(table).write_bytes(text.encode("latin-1" if old else "utf-8"))
+        self.path(table).write_bytes(frame.write_csv(quote_style="always").encode("latin-1" if old else "utf-8"))
 
 
 def key_columns(

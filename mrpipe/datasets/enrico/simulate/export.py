@@ -41,8 +41,6 @@ ISSUE_KINDS: tuple[tuple[str, str, str, int], ...] = _TABLES["issues"]
 
 @dataclass(frozen=True, kw_only=True)
 class EnricoSimulation:
-    """Options of the simulated Enrico export."""
-
     n_screens: int = option(160, "number of screens, at least 20; 1460 reproduces the published topic counts")
     seed: int = option(0, "random seed")
     scale: float = option(1.0, "image size relative to 540 x 960")

@@ -20,7 +20,7 @@ from mrpipe.errors import DataError, Fault
 from mrpipe.raw import ROW
 from mrpipe.reading import reading
 
-BATCH = 2**16  # rows decoded at a time
+BATCH, BATCH_BYTES = 2**16, 32 * 2**20  # largest number of rows, and of their bytes, decoded at a time
 BUFFER = 2**20  # bytes of a column read at a time
 
 
@@ -61,7 +61,9 @@ class ParquetPart(TablePart):
                 end += sum(groups[i].num_rows for i in numbers)
                 # Rows of unknown subjects are counted in all row groups.
                 decoded = names if relevant else [subject] if self.scan.known is not None else []
-                for batch in file.iter_batches(BATCH, row_groups=numbers, columns=decoded) if decoded else ():
+                # Of the whole table, so that wide columns such as text do not fill the memory.
+                rows = max(1, min(BATCH, BATCH_BYTES * self._n // max(1, sum(g.total_byte_size for g in groups))))
+                for batch in file.iter_batches(rows, row_groups=numbers, columns=decoded) if decoded else ():
                     kept = self._kept(batch, subject)
                     batch = batch.append_column(ROW, pa.array(np.arange(row + 1, row + len(batch) + 1)))
                     row += len(batch)

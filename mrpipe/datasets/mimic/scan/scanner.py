@@ -7,7 +7,10 @@ commas and doubled quotes. Columns are found by name, in any order. Records that
 """
 
 import io
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +24,6 @@ from numpy.typing import NDArray
 from mrpipe.budget import allowed, too_large
 from mrpipe.datasets.mimic.scan.parquet import ParquetPart
 from mrpipe.datasets.mimic.scan.prefetch import prefetch
-from mrpipe.datasets.mimic.scan.progress import scan_progress
 from mrpipe.datasets.mimic.scan.records import PAD, SubjectFilter, cut, numbers_at, record_ends
 from mrpipe.datasets.mimic.scan.values import TablePart
 from mrpipe.delimited import decode
@@ -29,6 +31,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import ROW, Column
 from mrpipe.reading import reading, unreadable
 
+_LOG = logging.getLogger(__name__)
 BLOCK = 4 * 2**20  # bytes decompressed at a time
 PARSE = 8 * 2**20  # bytes of filtered records parsed at a time
 LONGEST_HEADER, LONGEST_RECORD = 2**16, 64 * 2**20
@@ -36,6 +39,21 @@ LONGEST_HEADER, LONGEST_RECORD = 2**16, 64 * 2**20
 _NEAR = 4
 _PADDING = bytes(PAD)
 Ids = NDArray[np.int64]
+
+
+@contextmanager
+def scan_progress(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Progress bar of one table, on a terminal that shows progress: a function of the position in bytes."""
+    if not (sys.stderr.isatty() and _LOG.isEnabledFor(logging.INFO)):
+        yield lambda done_bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TransferSpeedColumn
+
+    columns = (*Progress.get_default_columns(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=max(total_bytes, 1))
+        yield lambda done_bytes: progress.update(task, completed=done_bytes)
 
 
 def inflated(file: IO[bytes]) -> Any:

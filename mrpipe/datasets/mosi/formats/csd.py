@@ -169,11 +169,8 @@ def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]])
     segment = None
     if numbers[0] is not None:
         segment = np.repeat(np.array(numbers, dtype=np.int64), [len(i) for _, _, i in entries])
-    return CsdEntry(
-        features=np.concatenate([f for _, f, _ in entries]),
-        intervals=np.concatenate([i for _, _, i in entries]),
-        segment=segment,
-    )
+    features, intervals = (np.concatenate(parts) for parts in list(zip(*entries, strict=True))[1:])
+    return CsdEntry(features=features, intervals=intervals, segment=segment)
 
 
 def _entry(

@@ -7,6 +7,7 @@ microsecond, with the beginning of a word, which is the last word of the segment
 last words and adds a word of the previous segment.
 """
 
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -112,7 +113,8 @@ class SdkExport(SdkFiles):
         """Word vectors of the export, one sequence per clip."""
         _, entries, _ = self._timeline
         parts = [(self.first[v] + target, entries[v].features[item]) for v, (target, item) in self._word_pairs.items()]
-        return self._block(self._text_sequence, parts, "text", kind="embedding", encoder=self._text_sequence.root)
+        block = self._block(self._text_sequence, parts, "text")
+        return replace(block, kind="embedding", encoder=self._text_sequence.root)
 
     def frames(self, modality: str, form: str) -> RaggedBlock:
         """Audio or vision of each clip in a form that `form` returned."""
@@ -197,35 +199,15 @@ class SdkExport(SdkFiles):
             segments[video] = e.segment
             if utterances and video in self.segments:
                 own = self.segments[video]
-                utterances = (
-                    (len(np.unique(e.segment)) == len(e.segment))
-                    if e.segment is not None
-                    else len(e.intervals) == len(own) and bool((np.abs(e.intervals - own) < SAME_TIME).all())
-                )
+                same = len(e.intervals) == len(own) and bool((np.abs(e.intervals - own) < SAME_TIME).all())
+                utterances = same if e.segment is None else len(np.unique(e.segment)) == len(e.segment)
         return utterances or "utterance" in f"{sequence.root} {sequence.path.name}".lower(), segments
 
-    def _block(
-        self,
-        sequence: Sequence,
-        parts: list[tuple[Index, NDArray[np.float32]]],
-        prefix: str,
-        *,
-        kind: str = "numeric",
-        encoder: str = "",
-    ) -> RaggedBlock:
+    def _block(self, sequence: Sequence, parts: list[tuple[Index, NDArray[np.float32]]], prefix: str) -> RaggedBlock:
         """Block of sequences from pairs (clip of each step, steps), which are in the order of `clips`."""
         clip = np.concatenate([c for c, _ in parts]) if parts else np.empty(0, np.int64)
         values = np.concatenate([x for _, x in parts])
         values[np.isinf(values)] = np.nan
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(clip, minlength=len(self.clips)))]).astype(np.int64)
-        d = values.shape[1]
-        return RaggedBlock(
-            sample_id=np.array(self.clips["sample_id"].to_list(), dtype=np.str_),
-            values=values,
-            offsets=offsets,
-            names=feature_names(prefix, d, sequence.names),
-            file=sequence.path.name,
-            columns=(f"{sequence.root}/data",),
-            kind=kind,
-            encoder=encoder,
-        )
+        n, columns = np.bincount(clip, minlength=len(self.clips)), (f"{sequence.root}/data",)
+        names = feature_names(prefix, values.shape[1], sequence.names)
+        return RaggedBlock.of(self.clips, values, n, names=names, file=sequence.path.name, columns=columns)

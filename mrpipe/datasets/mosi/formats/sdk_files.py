@@ -75,9 +75,8 @@ class SdkFiles:
                 if len(candidates) > 1 and candidates[0].rank == candidates[1].rank:
                     found = ", ".join(s.path.name for s in candidates if s.rank == candidates[0].rank)
                     fix = f"Remove the others, or select one with --set {role}_sequence=FILE."
-                    faults.add(
-                        Fault(file=candidates[0].path.name, expected=f"one file of {role}", found=found, fix=fix)
-                    )
+                    file = candidates[0].path.name
+                    faults.add(Fault(file=file, expected=f"one file of {role}", found=found, fix=fix))
                 chosen[role] = candidates[0]
             others = [s.path.name for s in candidates if s != chosen[role]]
             how = f"--set {role if role in requested else 'text'}_sequence=FILE selects another"
@@ -126,8 +125,7 @@ class SdkFiles:
         self.clips = clip_frame(corpus, video, clip, score, fold, segments[:, 0], segments[:, 1])
         ids = self.clips["sample_id"].to_list()
         column = f"{labels.root}/data/*/features"
-        for fault in score_faults(labels.path.name, column, corpus, score, ids, rows=False):
-            faults.add(fault)
+        faults.faults.extend(score_faults(labels.path.name, column, corpus, score, ids, rows=False))
         doubled = self.clips.filter(pl.col("sample_id").is_duplicated())["sample_id"].to_list()
         if doubled:
             faults.add(labels.fault("", None, "one label per segment", f"{doubled[0]} repeated"))

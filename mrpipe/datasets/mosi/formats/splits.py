@@ -113,8 +113,7 @@ class SplitExport:
         parsed = [parse_id(t, self.corpus) for t in texts]
         if None in parsed:
             bad = parsed.index(None)
-            expected = f"ids like {LAYOUTS[self.format][0]}"
-            faults.add(self.fault(part, "id", expected, f"{texts[bad]!r}", row=bad + 1))
+            faults.add(self.fault(part, "id", f"ids like {LAYOUTS[self.format][0]}", f"{texts[bad]!r}", row=bad + 1))
         return [p for p in parsed if p is not None]
 
     def _check_part(self, part: str, value: dict[str, Any], faults: FaultCollector) -> None:
@@ -152,8 +151,7 @@ class SplitExport:
             lengths = np.asarray(lengths, dtype=np.int64).ravel()
             if len(lengths) != len(x) or (lengths > x.shape[1]).any():
                 found = f"{len(lengths)} lengths, the largest {lengths.max(initial=0)}"
-                expected = f"{len(x)} lengths of at most {x.shape[1]}"
-                faults.add(self.fault(part, f"{key}_lengths", expected, found))
+                faults.add(self.fault(part, f"{key}_lengths", f"{len(x)} lengths of at most {x.shape[1]}", found))
 
         def load(row: int) -> tuple[Any, bool]:
             return unpad(x[row], None if lengths is None else int(lengths[row]))
@@ -179,11 +177,9 @@ class SplitExport:
                 self._check_annotations(part, value, score, faults)
             if len(faults.faults) > before:
                 continue
-            fold = [PARTS[part]] * len(ids)
-            frame = clip_frame(corpus, [v for v, _ in ids], [c for _, c in ids], score, fold)
+            frame = clip_frame(corpus, [v for v, _ in ids], [c for _, c in ids], score, [PARTS[part]] * len(ids))
             names = frame["sample_id"].to_list()
-            for fault in score_faults(self.path.name, f"{part}/{key}", corpus, score, names):
-                faults.add(fault)
+            faults.faults.extend(score_faults(self.path.name, f"{part}/{key}", corpus, score, names))
             frames.append(frame.with_columns(pl.lit(part).alias("part")).with_row_index("row"))
         if not frames:
             return pl.DataFrame()
@@ -318,14 +314,8 @@ class SplitExport:
         x[np.isinf(x)] = np.nan
         if form != "vector":
             x[(x == 0).all(axis=1)] = np.nan
-        block = RaggedBlock(
-            sample_id=np.array(self.clips["sample_id"].to_list(), dtype=np.str_),
-            values=x,
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            names=feature_names(modality, x.shape[1]),
-            file=self.path.name,
-            columns=(modality,),
-        )
+        names = feature_names(modality, x.shape[1])
+        block = RaggedBlock.of(self.clips, x, lengths, names=names, file=self.path.name, columns=(modality,))
         return block.collapsed() if form in ("vector", "collapse") else block
 
 

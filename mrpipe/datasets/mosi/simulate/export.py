@@ -128,8 +128,7 @@ def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list
     odd = np.zeros(n, dtype=bool)
     if options.oddities:
         odd[list(_odd_clips(clip_video))] = True
-    latent = Latent(factors=factors, sentiment=sentiment, odd=odd)
-    return latent, clip_video, clip_number, videos, folds.tolist()
+    return Latent(factors=factors, sentiment=sentiment, odd=odd), clip_video, clip_number, videos, folds.tolist()
 
 
 def _weights(options: MosiSimulation) -> dict[str, float]:
@@ -161,7 +160,7 @@ def _spread(options: MosiSimulation) -> float:
 
 def _speech(
     options: MosiSimulation, latent: Latent, clip_video: Ints, clip_number: Ints, videos: list[str], folds: list[str]
-) -> tuple[World, NDArray[np.int64]]:
+) -> tuple[World, Ints]:
     """Draw the words, their times and the segments; also returns the words per clip and word list, (n, 5)."""
     rng = keyed.generator(options.seed, "mosi/speech")
     n, n_videos = len(clip_video), len(videos)
@@ -245,7 +244,7 @@ def _modalities(options: MosiSimulation) -> tuple[str, ...]:
     return ("text", "audio") if options.utterance_audio else ("text", "audio", "vision")
 
 
-def _truth(options: MosiSimulation, latent: Latent, world: World, counts: NDArray[np.int64]) -> pl.DataFrame:
+def _truth(options: MosiSimulation, latent: Latent, world: World, counts: Ints) -> pl.DataFrame:
     names = [world.videos[v] for v in world.clip_video]
     columns: dict[str, object] = {
         "sample_id": [f"{v}_{c}" for v, c in zip(names, world.clip_number, strict=True)],
@@ -259,11 +258,7 @@ def _truth(options: MosiSimulation, latent: Latent, world: World, counts: NDArra
 
 
 def p_positive(
-    options: MosiSimulation,
-    odd: NDArray[np.bool_],
-    base: dict[str, Floats],
-    counts: NDArray[np.int64],
-    subset: tuple[str, ...],
+    options: MosiSimulation, odd: NDArray[np.bool_], base: dict[str, Floats], counts: Ints, subset: tuple[str, ...]
 ) -> Floats:
     """P(score > 0 | modalities in `subset`), (n,); also given score != 0 if neutral clips have no label.
 

@@ -30,6 +30,7 @@ FRAME_NOISE = 0.5  # standard deviation of frames around the reading of their cl
 FAILED_FRAMES = 0.01  # fraction of vision frames without a face, which are all zero
 PARTS = ("train", "valid", "test")
 Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 
 def write(export: Path, world: "World", options: MosiSimulation) -> None:
@@ -52,31 +53,23 @@ def write(export: Path, world: "World", options: MosiSimulation) -> None:
 
 def _write_csd(export: Path, world: "World", options: MosiSimulation, *, infinite: float) -> None:
     n_videos = len(world.videos)
-    lines = [
-        f"standard_{part}_fold={[v for v, f in zip(world.videos, world.folds, strict=True) if f == part]!r}\n"
-        for part in PARTS
-    ]
+    folds = {part: [v for v, f in zip(world.videos, world.folds, strict=True) if f == part] for part in PARTS}
+    lines = [f"standard_{part}_fold={videos!r}\n" for part, videos in folds.items()]
     corpus = options.corpus
     prefix = f"CMU_{corpus.name.upper()}"
     write_text(export / corpus.fold_file, "\n".join(lines))
     clip_runs = _runs(world.clip_video, n_videos)
-    labels = {
-        v: (np.tile(world.scores[run, None], max(corpus.label_widths)), world.segments[run].astype(np.float32))
-        for v, run in zip(world.videos, clip_runs, strict=True)
-    }
-    name, root = (
-        ("Opinion_Labels", "Opinion Segment Labels") if corpus.label_widths == (1,) else ("Labels", "All Labels")
-    )
+    scores, segments = np.tile(world.scores[:, None], max(corpus.label_widths)), world.segments.astype(np.float32)
+    labels = {v: (scores[run], segments[run]) for v, run in zip(world.videos, clip_runs, strict=True)}
+    single = corpus.label_widths == (1,)
+    name, root = ("Opinion_Labels", "Opinion Segment Labels") if single else ("Labels", "All Labels")
     _write_sequence(export / f"{prefix}_{name}.csd", root, labels, ["sentiment score"])
-    words = {
-        v: (world.words[run].astype(np.bytes_)[:, None], world.times[run])
-        for v, run in zip(world.videos, _runs(world.token_video, n_videos), strict=True)
-    }
+    spoken = zip(world.videos, _runs(world.token_video, n_videos), strict=True)
+    words = {v: (world.words[run].astype(np.bytes_)[:, None], world.times[run]) for v, run in spoken}
     root = f"{prefix}_TimestampedWords"
     _write_sequence(export / f"{root}.csd", root, words, ["word"])
     if options.utterance_audio:
-        rng = keyed.generator(options.seed, "mosi/utterance")
-        x = _columns(rng, world.base["audio"], UTTERANCE_DIM)
+        x = _columns(keyed.generator(options.seed, "mosi/utterance"), world.base["audio"], UTTERANCE_DIM)
         _set_infinite(x, infinite, options.seed)
         rows = {v: (x[run], world.segments[run]) for v, run in zip(world.videos, clip_runs, strict=True)}
         root = f"{prefix}_openSMILE_utterance"
@@ -98,9 +91,7 @@ def _runs(group: NDArray[np.int64], n: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
 
 
-def _frames(
-    world: "World", options: MosiSimulation, modality: str, d: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64], Floats]:
+def _frames(world: "World", options: MosiSimulation, modality: str, d: int) -> tuple[Ints, NDArray[np.float64], Floats]:
     """Frames of all videos: video (F,), start and end in seconds (F, 2), features (F, d)."""
     rng = keyed.generator(options.seed, "mosi/frames", modality)
     last = np.append(np.flatnonzero(np.diff(world.token_video)), len(world.token_video) - 1)
@@ -161,8 +152,7 @@ def _write_sequence(path: Path, root: str, entries: dict[str, tuple[Any, Any]], 
             entry.create_dataset("intervals", data=intervals, track_times=False)
         fields = handle.create_group(f"{root}/metadata")
         for name, value in metadata.items():
-            text = np.array([json.dumps(value)], dtype=np.bytes_)
-            fields.create_dataset(name, data=text, track_times=False)
+            fields.create_dataset(name, data=np.array([json.dumps(value)], dtype=np.bytes_), track_times=False)
 
 
 def _mmsa(sdk: SdkExport, options: MosiSimulation) -> tuple[dict[str, Any], str]:
@@ -292,12 +282,7 @@ def _piece_ids(marked: list[list[str]]) -> NDArray[np.float32]:
 
 
 def _padded(
-    values: Floats,
-    offsets: NDArray[np.int64],
-    width: int,
-    *,
-    before: NDArray[np.int64] | int = 0,
-    lengths: NDArray[np.int64] | None = None,
+    values: Floats, offsets: Ints, width: int, *, before: Ints | int = 0, lengths: Ints | None = None
 ) -> Floats:
     """Pad sequences to (N, width, d): the first `lengths` steps from position `before` on, zeros elsewhere."""
     lengths = np.diff(offsets) if lengths is None else lengths
