@@ -66,7 +66,7 @@ def ours(folder: Path, n_snps: int) -> dict[str, float]:
     from mrpipe.transforms.genotypes import GenotypeTransform
 
     before, started = _peak_mb(), time.perf_counter()
-    arrays = _read_arrays(folder / "x.parquet", _modality(n_snps))
+    arrays = _read_arrays(folder / "x.parquet", _modality(n_snps), None)
     n_train = round(0.7 * len(arrays))
     mode = call_counts(arrays.x[:n_train], n_snps)[:3].argmax(axis=0).astype(np.uint8)
     table = GenotypeTable(arrays.x, GenotypeTransform(mode, np.arange(n_snps)), torch.device("cpu"))

@@ -46,7 +46,8 @@ def imported(path: Path, *, types: bool = True) -> set[str]:
 ORDER = {
     "mrpipe": "privacy terminal errors constants reading budget locks forms delimited ids keyed plugins options schema "
     "raw pickles codehash genetics text imaging store kept transforms experiment datasets fetch stages cli",
-    "moe_retriever": "metrics config catalogue data nn retrieval methods training plots evaluation suites report cli",
+    "moe_retriever": "metrics config catalogue device data nn retrieval methods training plots evaluation suites "
+    "report cli",
 }
 
 

@@ -187,7 +187,7 @@ WAITS_PER_EVALUATED_BATCH = {"dymo": 8}
 def test_the_host_does_not_wait_for_the_device_within_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In none of the steps of training; predictions are read once, however many batches they need."""
     on_every_device(monkeypatch)
-    monkeypatch.setattr(kernels, "_plain", True)
+    monkeypatch.setattr(kernels, "plain", True)
     monkeypatch.setattr(encoders, "last_state", uncounted(encoders.last_state))
     data = synthetic.make(synthetic.random_masks(120, 3, 1), ("vector", "sequence", "genotype"), n_classes=3)
     method = made(name, data, eval_batch_size=8, **BFLOAT16, **ALL_EXPERTS.get(name, {}))

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import snakemake.api  # noqa: F401 (first, because modules of Snakemake import each other)
+from snakemake.resources import Resources
 
 from workflow.planning import snakemake_internals
 
@@ -24,10 +26,10 @@ def test_the_limit_of_a_local_run_counts_jobs_per_gpu(
     monkeypatch.setattr(snakemake_internals, "remove_stale_locks", lambda folder, register: None)
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
     calls: list[Any] = []
-    resources = dict(limits)
+    resources = Resources.from_mapping(limits)
     workflow = SimpleNamespace(modifier=None, pathvars=None, is_main_process=True, dag_settings=SimpleNamespace())
     workflow.global_resources, workflow.register_resource = resources, resources.__setitem__
-    workflow.execute = lambda *args, **kwargs: calls.append(dict(resources))
+    workflow.execute = lambda *args, **kwargs: calls.append({name: each.value for name, each in resources.items()})
     internals = snakemake_internals.Internals(workflow)
     internals.resume_interrupted()
     internals.jobs_per_gpu = 4

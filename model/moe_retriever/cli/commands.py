@@ -31,7 +31,7 @@ def machine(arguments: argparse.Namespace) -> str:
     from moe_retriever.device import usable_device
     from moe_retriever.nn import kernels
 
-    kernels.select(plain=arguments.kernels == "plain")
+    kernels.plain = arguments.kernels == "plain"
     torch.set_num_threads(arguments.threads)
     return usable_device(arguments.device)
 

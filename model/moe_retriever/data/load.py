@@ -111,11 +111,6 @@ class Batch:
     def keys(self) -> NDArray[np.uint64]:
         return self.data.keys[self.index]
 
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """(B,) whether the label is known."""
-        return self.data.known[self.index]
-
     def table_rows(self, m: int) -> tuple[Rows, Rows]:
         """Positions in the batch (n,) of samples with modality m, and their rows in its table (n,)."""
         places = np.flatnonzero(self.observed[:, m])

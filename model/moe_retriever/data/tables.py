@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from moe_retriever.device import to_device
+from moe_retriever.device import to_device as _host
 from mrpipe.errors import DataError, Fault
 from mrpipe.genetics.packing import fill_missing, pack, take_snps
 from mrpipe.store.reader import Arrays
@@ -50,10 +50,6 @@ class FeatureTable(Protocol):
     def pooled(self, rows: Rows) -> Tensor:
         """Features (n, f) for models without an encoder."""
         ...
-
-
-def _host(rows: Rows, device: torch.device) -> Tensor:
-    return to_device(rows, device)
 
 
 def spans(starts: Rows, lengths: Rows) -> Rows:

@@ -134,7 +134,7 @@ class GradientBoosting(TabularModel[GradientBoostingOptions]):
             out = np.zeros((len(trees), size), dtype=dtype)
             for t, (nodes, _) in enumerate(trees):
                 out[t, : len(nodes)] = nodes[field]
-            return self.on_device(out)
+            return torch.from_numpy(out).to(self.device)
 
         leaf = stacked("is_leaf", np.bool_)
         own = torch.arange(size, device=self.device).expand(len(trees), -1)

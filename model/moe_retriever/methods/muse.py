@@ -254,7 +254,7 @@ class Muse(Method[MuseOptions]):
         if o.unsupervised:
             losses["unsupervised"] = o.unsupervised * info_nce(z, other, o.temperature)
         if o.supervised:
-            known = self.on_device(np.flatnonzero(batch.known))
+            known = self.on_device(np.flatnonzero(batch.data.known[batch.index]))
             labelled = z[known], other[known], batch.label[known], o.temperature
             losses["supervised"] = o.supervised * label_contrast(*labelled)
         return losses

@@ -8,7 +8,7 @@ experts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -41,19 +41,13 @@ class Routing:
 
     def rows(self, index: Tensor) -> "Routing":
         """The routing of a subset of the tokens."""
-        noisy = None if self.noisy is None else self.noisy[index]
-        spread = None if self.spread is None else self.spread[index]
-        return Routing(self.expert[index], self.weight[index], self.clean[index], noisy, spread)
+        return replace(self, **{k: v[index] for k, v in vars(self).items() if v is not None})
 
     @staticmethod
     def concatenate(parts: "Sequence[Routing]") -> "Routing":
         """Concatenate the routings of several routers over the same experts, either all with noise or all without."""
-        noisy = [p.noisy for p in parts if p.noisy is not None]
-        spread = [p.spread for p in parts if p.spread is not None]
-        expert, weight, clean = (torch.cat([getattr(p, f) for p in parts]) for f in ("expert", "weight", "clean"))
-        return Routing(
-            expert, weight, clean, torch.cat(noisy) if noisy else None, torch.cat(spread) if spread else None
-        )
+        given = [k for k, v in vars(parts[0]).items() if v is not None]
+        return replace(parts[0], **{k: torch.cat([getattr(p, k) for p in parts]) for k in given})
 
 
 class Router(nn.Module):
@@ -165,7 +159,7 @@ class Experts(nn.Module):
         keep, factor = self.dropout.bits((weight_TK.numel(), self.w_in.shape[2]), device)
         x_TH, one_kernel = x_TH.to(self.w_in.dtype), grouped(device, *self.w_in.shape[1:])
         with torch.autocast(device.type, enabled=False):
-            if one_kernel or kernels.plain():
+            if one_kernel or kernels.plain:
                 visits = sorted_visits(routing.expert, row_T, n_rows)
                 weight_A = (weight_TK.flatten().index_select(0, visits[1]) * factor).to(x_TH.dtype)
                 return feed_forward(x_TH, weight_A, keep, visits, n_rows, weights, one_kernel=one_kernel)

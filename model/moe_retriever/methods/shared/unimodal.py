@@ -45,9 +45,9 @@ class UnimodalHeads(Method[O_co]):
 
     def unimodal_losses(self, logits_BMC: Tensor, batch: Batch) -> Tensor:
         """(M,) loss of each head over labelled samples with its modality; 0 if there are none."""
-        losses = []
+        losses, known = [], batch.data.known[batch.index]
         for m in range(logits_BMC.shape[1]):
-            chosen = self.on_device(np.flatnonzero(batch.observed[:, m] & batch.known))
+            chosen = self.on_device(np.flatnonzero(batch.observed[:, m] & known))
             own = batch.label[chosen]
             total = self.task_loss(logits_BMC[chosen, m], own, weight=self.class_weight, reduction="sum")
             weight = torch.ones_like(own) if self.spec.regression else self.class_weight[own]

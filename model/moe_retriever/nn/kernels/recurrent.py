@@ -24,7 +24,7 @@ from moe_retriever.nn import kernels
 def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
     """State (B, H) after the last step of each sequence, in the caller's order, for one layer and direction."""
     written_out = x.data.device.type == "cpu" and torch.is_grad_enabled() and isinstance(rnn, nn.GRU | nn.LSTM)
-    if kernels.plain() or not written_out:
+    if kernels.plain or not written_out:
         last = rnn(x)[1]
         state = last[0] if isinstance(last, tuple) else last
         return state[-1]
