@@ -179,7 +179,7 @@ def maps(out: Path, n: int) -> None:
     print(f"ingest of {n} maps: {time.process_time() - clock:.1f} s, peak {peak_mb():.0f} MB")
     print(f"size: array {(raw / 'ADNI_G.npy').stat().st_size / 1e6:.0f} MB, table {table.stat().st_size / 1e6:.0f} MB")
     clock = time.process_time()
-    arrays = _read_arrays(table, features.modality)
+    arrays = _read_arrays(table, features.modality, None)
     print(f"load: {time.process_time() - clock:.2f} s, {arrays.x.nbytes / 1e6:.0f} MB of {arrays.x.dtype}")
     clock = time.process_time()
     pq.ParquetFile(table).read_row_group(0)
