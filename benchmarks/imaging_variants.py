@@ -1,20 +1,24 @@
 """Compare variants of the two expensive steps of the imaging chain: tissue segmentation and registration.
 
     python benchmarks/imaging_variants.py --data ../shared/data/brain --out benchmarks/out/variants
+    python benchmarks/imaging_variants.py --data ../shared/data/brain --out benchmarks/out/variants --atrophy
 
 Needs `mrpipe[imaging]`. Earlier steps are run once per scan, so a variant costs only itself. Each line is one variant
 on one scan, with CPU seconds of one thread; the earlier chain (Atropos; SyN on the whole template with iterations 40,
-20, 10) runs in the same process. Scans: four skull-stripped ones with manual tissues and labels. Results:
-benchmarks/imaging.md.
+20, 10) runs in the same process. Scans: four skull-stripped ones with manual tissues and labels. `--atrophy` compares
+instead how the segmentations follow a known loss of grey matter, on simulated heads and on the scans after erosion.
+Results: benchmarks/imaging.md.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 # Read by ITK when it is loaded.
 os.environ |= {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "ANTS_RANDOM_SEED": "42"}
@@ -23,11 +27,13 @@ import ants
 import nibabel as nib
 import numpy as np
 from imaging import LABELLED, dice, manual_regions, warped_labels
+from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates, uniform_filter
 
+from mrpipe.datasets.adni.simulate import t1
 from mrpipe.imaging.chain import SEED, correct_bias, match_quantiles, register
 from mrpipe.imaging.nifti import read_scan, write_nifti
-from mrpipe.imaging.template import mni_template
-from mrpipe.imaging.tissues import tissue_probabilities
+from mrpipe.imaging.template import mni_template, mni_tissues
+from mrpipe.imaging.tissues import BINS, _densities, tissue_probabilities
 
 SQUARES = {"type_of_transform": "SyN", "syn_metric": "meansquares"}
 EARLIER = "earlier chain"
@@ -45,9 +51,29 @@ def atropos(brain: Any, mask: Any, voxel_mm: float) -> Any:
     return ants.resample_image_to_target(tissue["probabilityimages"][1], brain, interp_type="linear") * mask
 
 
-def mixture(brain: Any, mask: Any) -> Any:
+def kmeans(brain: Any, mask: Any) -> Any:
     """Grey matter as in the chain."""
     return brain.new_image_like(tissue_probabilities(brain.numpy(), mask.numpy() > 0)[1])
+
+
+def mixture(brain: Any, mask: Any, fit_steps: int) -> Any:
+    """Grey matter by a mixture of Gaussian distributions after some steps of its fit, and four steps of the field."""
+    values, inside = brain.numpy(), mask.numpy() > 0
+    low, high = np.percentile(values[inside], (0.5, 99.5))
+    bins = np.clip((values[inside] - low) * (BINS / (high - low)), 0, BINS - 1).astype(np.uint8)
+    counts, posterior = np.bincount(bins, minlength=BINS), np.arange(BINS) * 3 // BINS == np.arange(3)[:, None]
+    for _ in range(fit_steps):
+        density = _densities(posterior * counts)
+        posterior = density * (posterior * counts).sum(axis=1, keepdims=True)
+        posterior /= posterior.sum(axis=0)
+    p, field = posterior[:, bins], np.zeros((3, *values.shape), dtype=np.float32)
+    for _ in range(4):
+        field[:, inside] = p
+        p = density[:, bins] * np.exp(2 * np.stack([uniform_filter(f, 3, mode="constant")[inside] for f in field]))
+        p /= p.sum(axis=0)
+        density = _densities(np.stack([np.bincount(bins, weights=tissue, minlength=BINS) for tissue in p]))
+    field[:, inside] = p
+    return brain.new_image_like(field[1])
 
 
 def syn(margin: int | None, scan_mm: float, **options: Any) -> Callable[..., list[str]]:
@@ -69,7 +95,10 @@ def syn(margin: int | None, scan_mm: float, **options: Any) -> Callable[..., lis
 SEGMENTATIONS: dict[str, Callable[..., Any]] = {
     EARLIER: lambda brain, mask: atropos(brain, mask, 0.0),
     "Atropos, 1.5 mm": lambda brain, mask: atropos(brain, mask, 1.5),
-    "chain": mixture,
+    "mixture, 1 step": lambda brain, mask: mixture(brain, mask, 1),
+    "mixture, 20 steps": lambda brain, mask: mixture(brain, mask, 20),
+    "mixture, 40 steps": lambda brain, mask: mixture(brain, mask, 40),
+    "chain": kmeans,
 }
 REGISTRATIONS: dict[str, Callable[..., list[str]]] = {
     EARLIER: syn(None, 0, reg_iterations=(40, 20, 10)),
@@ -110,6 +139,82 @@ def between_subjects(regions: list[dict[str, Any]]) -> float:
     return float(np.corrcoef(relative[..., 0].ravel(), relative[..., 1].ravel())[0, 1])
 
 
+def ellipsoid(atrophy: float, voxel_mm: float) -> tuple[Any, Any, Any, Any]:
+    """A head without noise, its share of grey matter per voxel, its brain mask, and its affine."""
+
+    def unblurred(volume: Any, sigma: float) -> Any:
+        return volume
+
+    with patch.object(t1, "_finish", lambda clean, *_: clean), patch.object(t1, "gaussian_filter", unblurred):
+        tissues, affine = t1.ellipsoid_head(np.random.default_rng(0), atrophy, voxel_mm)
+    return gaussian_filter(tissues, 0.6), tissues == t1.GREY, np.isin(tissues, (t1.FLUID, t1.GREY, t1.WHITE)), affine
+
+
+def deformed_template(atrophy: float, voxel_mm: float) -> tuple[Any, Any, Any, Any]:
+    """The same from the MNI template; where grey matter is lost, voxels are mixtures of grey matter and fluid."""
+    brain, grey, _ = (np.pad(v, round(20 / voxel_mm)) if v.ndim == 3 else v for v in mni_tissues(voxel_mm))
+    places: list[Any] = []
+
+    def warp(volume: Any, where: Any, order: int) -> Any:
+        places.append(where)
+        return map_coordinates(volume, where, order=order)
+
+    with patch.object(t1, "_finish", lambda clean, *_: clean), patch.object(t1, "map_coordinates", warp):
+        clean, affine = t1.template_head(np.random.default_rng(0), atrophy, voxel_mm)
+    kept = grey * (1 - np.clip(3 * atrophy * grey, 0, 1))
+    truth, inside = (map_coordinates(v.astype(np.float32), places[0], order=1) for v in (kept, brain > 0))
+    return clean, truth, inside > 0.5, affine
+
+
+def simulated_scans(
+    out: Path, voxel_mm: float, artefacts: tuple[tuple[float, float], ...], levels: tuple[float, ...]
+) -> Iterator[tuple[str, Any, Any, Any, Any]]:
+    """Series of simulated heads: name, bias-corrected head, brain mask, true grey matter per voxel, and affine."""
+    for make in (ellipsoid, deformed_template):
+        for noise, bias in artefacts:
+            for atrophy in levels:
+                clean, truth, inside, affine = make(atrophy, voxel_mm)
+                rng = np.random.default_rng(1)
+                field = np.exp(bias * t1._smooth(rng, clean.shape, 40 / voxel_mm))
+                real, imaginary = (noise * rng.standard_normal(clean.shape) for _ in range(2))
+                write_nifti(out / "head.nii", np.hypot(clean * field + real, imaginary).astype(np.float32), affine)
+                name = f"{make.__name__} {voxel_mm} mm, noise {noise}"
+                yield name, correct_bias(out / "head.nii"), inside, truth, affine
+
+
+def eroded_scans(out: Path, data: Path, subject: str) -> Iterator[tuple[str, Any, Any, Any, Any]]:
+    """A real scan, and with a half and all of the grey matter that touches fluid replaced by fluid of the scan."""
+    scan, rng = read_scan(data / f"{subject}_SS.nii.gz", subject), np.random.default_rng(0)
+    write_nifti(out / "head.nii", scan.data, scan.affine)
+    head = correct_bias(out / "head.nii")
+    tissues = np.asarray(nib.as_closest_canonical(nib.load(data / f"{subject}_tissues.nii.gz")).dataobj)
+    rim, patches = (tissues == 2) & binary_dilation(tissues == 1), t1._smooth(rng, tissues.shape, 8.0)
+    fluid = rng.choice(head[tissues == 1], tissues.shape)
+    for lost in (rim & False, rim & (patches > 0), rim):
+        yield f"{subject}", np.where(lost, fluid, head), head > 0, (tissues == 2) & ~lost, scan.affine
+
+
+def compare_atrophy(out: Path, data: Path, subjects: list[str], segmentations: list[str]) -> None:
+    """Print volume and Dice per scan, and the slope of estimated on true grey matter per series of scans."""
+    mild, strong = (15, 0.12), (45, 0.3)
+    scans = [*simulated_scans(out, 2.0, (mild, strong), (0, 0.04, 0.08, 0.12))]
+    scans += simulated_scans(out, 1.0, (strong,), (0, 0.1))
+    scans += [case for subject in subjects for case in eroded_scans(out, data, subject)]
+    for series, cases in groupby(scans, key=lambda case: case[0]):
+        volumes: dict[str, list[tuple[float, float]]] = {name: [] for name in segmentations}
+        for _, head, inside, truth, affine in cases:
+            spacing = np.linalg.norm(affine[:3, :3], axis=0)
+            voxel_ml = float(np.prod(spacing)) / 1000
+            brain = ants.from_numpy(np.where(inside, head, 0).astype(np.float32), spacing=spacing.tolist())
+            mask = brain.new_image_like(inside.astype(np.float32))
+            for name in segmentations:
+                grey = SEGMENTATIONS[name](brain, mask).numpy()
+                volumes[name].append((float(truth.sum()) * voxel_ml, float(grey.sum()) * voxel_ml))
+                print(series, name, *np.round(volumes[name][-1]), round(dice(grey > 0.5, truth > 0.5), 3), flush=True)
+        for name, pairs in volumes.items():
+            print(f"{series}, {name}: slope {np.polyfit(*np.transpose(pairs), 1)[0]:.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/brain"))
@@ -117,8 +222,12 @@ def main() -> None:
     parser.add_argument("--scans", nargs="+", default=list(LABELLED))
     parser.add_argument("--registrations", nargs="+", default=list(REGISTRATIONS))
     parser.add_argument("--segmentations", nargs="+", default=list(SEGMENTATIONS))
+    parser.add_argument("--atrophy", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.atrophy:
+        compare_atrophy(args.out, args.data, args.scans, args.segmentations)
+        return
     t1_path, brain_path = mni_template().write(args.out / "template")
     template, inside = ants.image_read(str(t1_path)), ants.image_read(str(brain_path)).numpy() > 0
     target, found = template.numpy(), {name: [] for name in args.registrations}
@@ -139,7 +248,7 @@ def main() -> None:
             print(
                 subject, "segmentation,", name, json.dumps(row | {"manual_ml": round(manual.sum() / 1000)}), flush=True
             )
-        grey = mixture(brain, mask)
+        grey = kmeans(brain, mask)
         matched = frame.new_image_like(match_quantiles(brain.numpy(), in_brain, target[inside]))
         for name in args.registrations:
             folder = args.out / f"{subject}.{name.replace(' ', '-').replace(',', '')}"
