@@ -89,14 +89,17 @@ def test_code_edit_reruns_exactly_the_dependent_jobs(
     snakemake: Any, finished: Path, checkout: Path, module: str, datasets: list[str], expected: list[str]
 ) -> None:
     path = checkout / module
-    path.write_text(path.read_text() + "\nEDITED = True\n")
+    # A definition that no step uses changes nothing; a statement that runs on import counts.
+    path.write_text(path.read_text() + "\nUNUSED = True\n")
+    assert would_run(snakemake, finished, checkout) == set()
+    path.write_text(path.read_text() + "\nassert UNUSED\n")
     jobs = would_run(snakemake, finished, checkout)
     assert jobs == {job.format(name) for job in expected for name in datasets}
 
 
 def test_edits_of_the_command_line_trigger_no_rerun(snakemake: Any, finished: Path, checkout: Path) -> None:
     path = checkout / "mrpipe/cli/pipeline.py"
-    path.write_text(path.read_text() + "\nEDITED = True\n")
+    path.write_text(path.read_text() + "\nassert True\n")
     assert would_run(snakemake, finished, checkout) == set()
 
 

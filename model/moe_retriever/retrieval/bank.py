@@ -21,6 +21,8 @@ from moe_retriever.device import to_device
 from moe_retriever.nn.encoders import frozen_batch_norm
 
 ENCODE_ROWS = 256
+# Limit of the embeddings of all modalities in memory.
+MOST_BYTES = 2**30
 
 
 def shaped(value: object, *shape: int) -> Tensor:
@@ -33,7 +35,10 @@ def shaped(value: object, *shape: int) -> Tensor:
 
 
 class EmbeddingBank:
-    """Cache of detached embeddings, indexed by row of the modality's table; each is computed once until `forget`."""
+    """Cache of detached embeddings, indexed by row of the modality's table.
+
+    Each is computed once until `forget`, or until the next ones would exceed `MOST_BYTES`.
+    """
 
     def __init__(self, data: Data):
         self._data = data
@@ -44,14 +49,25 @@ class EmbeddingBank:
 
     def forget(self) -> None:
         """Discard all embeddings, which depend on former weights, but keep the memory."""
-        for place in self._place:
-            place[:] = -1
-        self._used = [0] * len(self._used)
+        for m in range(len(self._used)):
+            self._discard(m)
+
+    def _discard(self, m: int) -> None:
+        self._place[m][:] = -1
+        self._used[m] = 0
+
+    def _most(self, m: int) -> int:
+        """Number of embeddings of a modality that may be kept."""
+        held = self._tokens[m]
+        return len(self._place[m]) if held is None else MOST_BYTES // (len(self._tokens) * max(held[0].nbytes, 1))
 
     @torch.no_grad()
     def embed(self, m: int, rows: Rows, encoder: nn.Module) -> Tensor:
         """Embeddings (n, P, H) by the encoder in evaluation mode."""
         missing = np.unique(rows[self._place[m][rows] < 0])
+        if self._used[m] + len(missing) > self._most(m):
+            self._discard(m)
+            missing = np.unique(rows)
         if len(missing):
             training = encoder.training
             encoder.eval()
@@ -67,13 +83,13 @@ class EmbeddingBank:
         """Add embeddings (n, P, H) computed elsewhere, for rows that are not in the bank."""
         new, at = np.unique(rows, return_index=True)
         at = at[self._place[m][new] < 0]
-        if len(at):
+        if len(at) and self._used[m] + len(at) <= self._most(m):
             self._store(m, rows[at], tokens.detach()[to_device(at, tokens.device)], n_more=len(at))
 
     def _store(self, m: int, rows: Rows, tokens: Tensor, n_more: int) -> None:
         used, held = self._used[m], self._tokens[m]
         if held is None or used + len(rows) > len(held):
-            size = min(max(used + n_more, 2 * used), len(self._place[m]))
+            size = max(used + n_more, min(2 * used, self._most(m), len(self._place[m])))
             grown = tokens.new_empty(size, *tokens.shape[1:])
             if held is not None:
                 grown[:used] = held[:used]

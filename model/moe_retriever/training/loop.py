@@ -30,7 +30,7 @@ from moe_retriever.data.tables import Rows
 from moe_retriever.device import precision_of
 from moe_retriever.methods import get
 from moe_retriever.methods.base import AnyMethod
-from moe_retriever.nn.kernels.allocator import keep_freed_memory
+from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_if_grown
 from moe_retriever.training import checkpoint, gradients, selection
 from moe_retriever.training.checkpoint import EpochRow, Origin, TrainingRecord, describe
 from moe_retriever.training.log import Log, describe_epoch, notes, opening_line, summarise_epoch
@@ -329,10 +329,12 @@ def train_epoch(
     method.refresh()
     method.train()
     sums: dict[str, Tensor] = {}
+    resident = 0
     for index in batches(rows, c.batch_size, seed, epoch, partial(method.arrange, data)):
         batch = data.batch(index, f"epoch {epoch}", hide=c.drop_modalities, seed=seed)
         for name, value in train_step(method, batch, optimiser, weight).items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(index)
+        resident = release_if_grown(resident)
     method.refresh()
     return {name: float(total) / len(rows) for name, total in sums.items()}
 

@@ -6,7 +6,9 @@ time at which memory is returned, and have no effect without glibc.
 """
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 # Names and numbers of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -21,6 +23,23 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**26}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def release_if_grown(first: int) -> int:
+    """Return free memory to the system if the process has grown since the first step.
+
+    Blocks whose sizes vary between steps leave gaps, which can add up to several times what one step needs.
+
+    Args:
+        first: resident bytes after the first step, as returned then; 0 before it.
+    """
+    try:
+        now = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+    if first and now > 1.25 * first + 2**28:
+        release_freed_memory()
+    return first or now
 
 
 def release_freed_memory() -> None:
