@@ -78,4 +78,4 @@ def test_the_workflow_takes_it(package: Path, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(BLOCKS["my.yaml"])
     printed = mrpipe("mrpipe run --cores 1 --config my.yaml -n", tmp_path, package)
     assert "rule seal" in printed
-    assert "train" in printed
+    assert "cells" in printed

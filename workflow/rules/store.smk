@@ -289,7 +289,7 @@ rule mask:
     params:
         store=lambda wildcards: store_folder(wildcards.dataset),
         options=lambda wildcards: mask_arguments(mask_plan(wildcards)),
-        code=code_of("mrpipe.experiment.missingness"),
+        code=code_of("mrpipe.experiment.missingness:write_masks"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe mask {params.store:q}"
         " --out {output:q} {params.options:q} > {log} 2>&1"
