@@ -261,7 +261,9 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     """Check an export and write `checked.json`; after a failed check, no older `checked.json` remains."""
     path = WorkLayout(work).checked
     path.unlink(missing_ok=True)
-    known = read_inputs(work).get("files", {})
+    known: dict[str, Any] = {}
+    with suppress(DataError):  # a damaged record is replaced
+        known = read_inputs(work).get("files", {})
     if changed_inputs(known):
         shutil.rmtree(WorkLayout(work).kept, ignore_errors=True)
     remember(known)

@@ -47,13 +47,15 @@ def write_inputs(work: Path, raw: Path, options: Any, seen: Mapping[str, list[An
     """Record what a check read: the options, and the files as `state_of`, with the hashes known by now."""
     hashed = {path: now for path, now in state_of(seen).items() if now[:3] == seen[path][:3]}
     content = {"raw": os.path.abspath(raw), "options": dataclasses.asdict(options), "files": {**seen, **hashed}}
-    write_text(WorkLayout(work).inputs, json.dumps(content) + "\n")
+    paths = WorkLayout(work)
+    write_text(paths.inputs, json.dumps(content) + "\n")
+    paths.record(paths.inputs)
 
 
 def read_inputs(work: Path) -> dict[str, Any]:
-    """What the last check read; empty before the first one."""
-    path = WorkLayout(work).inputs
-    return read_json(path, fix="Check the export again.") if path.is_file() else {}
+    """What the last check read, as it wrote it; empty before the first one."""
+    paths = WorkLayout(work)
+    return read_json(paths.require(paths.inputs, "check --work")) if paths.inputs.is_file() else {}
 
 
 def state_of(files: Iterable[Path | str]) -> dict[str, list[int | str | None]]:
@@ -92,7 +94,7 @@ def outdated_steps(dataset: Dataset, steps: Iterable[str], work: Path) -> Iterat
         options, _ = step_options(dataset, step, inputs["options"], work)
         now, before = _reads(dataset, step, options, inputs), read_json(path) if path.is_file() else {}
         if now != before:
-            values = before.get("options", {})
+            values = said if isinstance(said := before.get("options"), dict) else {}
             differing = [f"{k}={values.get(k)}" for k, v in now["options"].items() if values.get(k) != v]
             verb = name if name == "cohort" else f"ingest {dataset.name} {name}"
             expected, found = "the options and files of the last check", ", ".join(differing) or "other files"

@@ -15,7 +15,7 @@ from mrpipe.schema import Dataset
 from mrpipe.stages.check import write_check
 from mrpipe.stages.cohort import build_cohort
 from mrpipe.stages.ingest import ingest
-from mrpipe.stages.prepare import n_parts, prepare
+from mrpipe.stages.prepare import parts_of, prepare
 from mrpipe.stages.reads import is_read
 from mrpipe.stages.samples import assemble_samples
 from mrpipe.stages.seal import seal
@@ -24,8 +24,9 @@ from mrpipe.stages.split import make_split
 
 
 def read(dataset: Dataset, modality: str, raw: Path, work: Path, settings: dict[str, Any]) -> Path:
-    for part in range(n_parts(dataset, modality, settings)):
-        prepare(dataset, modality, part, raw, work, settings)
+    source, total = parts_of(dataset, modality, settings)
+    for part in range(total):
+        prepare(dataset, source, part, raw, work, settings)
     ingest(dataset, modality, raw, work, settings)
     return work / "store/modalities" / f"{modality}.parquet"
 
