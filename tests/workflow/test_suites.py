@@ -384,7 +384,8 @@ def test_invalid_suite_is_reported_on_expansion(own: Any, change: Any, message: 
 
 
 def test_example_and_documented_suite_are_valid(project: Path, tmp_path: Path) -> None:
-    text, protocols = re.findall(r"```yaml\n(.*?)```", (project / "docs/suites.md").read_text(), flags=re.DOTALL)
+    pattern = re.compile(r"```yaml\n(suites:.*?)```", flags=re.DOTALL)
+    text, protocols = pattern.findall((project / "docs/suites.md").read_text())
     (tmp_path / "documented.yaml").write_text(text)
     example = project / "workflow/config/examples/suites/mosi_retrieval.yaml"
     config = yaml.safe_load((project / "workflow/config/examples/mosi_suite.yaml").read_text())
