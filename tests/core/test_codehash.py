@@ -30,13 +30,17 @@ FILES = {
 }
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    for name, text in FILES.items():
-        path = tmp_path / name
+def written(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return written(tmp_path, FILES)
 
 
 def hash_now(root: Path, *entries: str) -> str:
@@ -177,12 +181,7 @@ LIBRARY = {
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    for name, text in LIBRARY.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (tmp_path / "mrpipe/__init__.py").write_text("")
-    return tmp_path
+    return written(tmp_path, LIBRARY | {"mrpipe/__init__.py": ""})
 
 
 @pytest.mark.parametrize(
