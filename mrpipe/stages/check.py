@@ -21,7 +21,7 @@ from mrpipe.options import parse_options
 from mrpipe.raw import input_sha256, remember, require_folder
 from mrpipe.schema import Checked, Dataset, Scheme, Task
 from mrpipe.stages.declaration import DECLARED, declaration
-from mrpipe.stages.reads import changed_inputs, read_inputs, require_unchanged, state_of, write_inputs
+from mrpipe.stages.reads import read_inputs, require_unchanged, state_of, write_inputs
 from mrpipe.stages.simulate import is_simulated
 from mrpipe.store.layout import StoreLayout, WorkLayout
 from mrpipe.store.leaks import find_leaks, mask_columns
@@ -264,10 +264,10 @@ def write_check(dataset: Dataset, raw: Path, work: Path, settings: Mapping[str, 
     known: dict[str, Any] = {}
     with suppress(DataError):  # a damaged record is replaced
         known = read_inputs(work).get("files", {})
-    if changed_inputs(known):
-        shutil.rmtree(WorkLayout(work).kept, ignore_errors=True)
     remember(known)
-    with keeping(WorkLayout(work).kept):
+    # Kept tables are those that this code has read, never those of an earlier version.
+    shutil.rmtree(kept := WorkLayout(work).kept, ignore_errors=True)
+    with keeping(kept):
         result = check(dataset, raw, settings, **chosen)
     options = parse_options(dataset.options, settings, context=f"options of {dataset.name}")
     write_inputs(work, raw, options, result.pop("seen"))

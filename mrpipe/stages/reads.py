@@ -63,20 +63,16 @@ def state_of(files: Iterable[Path | str]) -> dict[str, list[int | str | None]]:
     return {os.path.abspath(file): state_of_file(file) for file in files if os.path.exists(file)}
 
 
-def changed_inputs(before: Mapping[str, list[Any]]) -> list[str]:
-    """Paths of the files whose size or modification time is not that of a recorded `state_of`."""
-    now = state_of(before)
-    return [path for path, state in before.items() if now.get(path, [])[:2] != state[:2]]
-
-
 def require_unchanged(work: Path, *outputs: Path) -> None:
     """Raise a DataError that names the input files that changed since the check, and remove outputs made from them."""
-    if changed := changed_inputs(read_inputs(work).get("files", {})):
+    before = read_inputs(work).get("files", {})
+    now = state_of(before)
+    if changed := [path for path, state in before.items() if now.get(path, [])[:2] != state[:2]]:
         for output in outputs:
             output.unlink(missing_ok=True)
         expected, fix = "the file as the check read it", "Check the export again"
         fix += f"; if a workflow does not do so by itself, delete {WorkLayout(work).checked}."
-        found = {p: "another size or modification time" if os.path.exists(p) else "no such file" for p in changed}
+        found = {path: "another size or modification time" if path in now else "no such file" for path in changed}
         faults = [Fault(file=path, expected=expected, found=f, fix=fix) for path, f in found.items()]
         raise DataError(faults[:LISTED_FAULTS])
 

@@ -126,3 +126,13 @@ def test_tables_are_not_kept_outside_a_step(tmp_path: Path) -> None:
         assert mrpipe.kept.place([], "key", lasting=True) is None
     with mrpipe.kept.keeping(tmp_path), mrpipe.kept.keeping():
         assert mrpipe.kept.place([], "key", lasting=True).parent == tmp_path
+
+
+def test_a_check_keeps_nothing_of_an_earlier_one(tmp_path: Path, passes: Counter[str]) -> None:
+    # Its tables may be those of an earlier version of the code.
+    raw, work = export(tmp_path, "csv.gz", sums=True), tmp_path / "work"
+    run(raw, work, steps=("check",))
+    first = dict(passes)
+    passes.clear()
+    run(raw, work, steps=("check",))
+    assert dict(passes) == first
