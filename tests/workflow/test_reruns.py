@@ -18,6 +18,7 @@ from mrpipe.codehash import PROJECT, _Module, entry_of, reached
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.options import step_values
 from mrpipe.schema import Dataset
+from workflow.planning import plan
 
 # Steps of a build from the cohort to the splits, besides the preparation and ingestion of each modality.
 REST = {"samples", "split standard"}
@@ -271,8 +272,6 @@ def test_declared_options_exist() -> None:
     ],
 )
 def test_a_changed_file_reruns_the_steps_that_read_it(name: str, file: str, steps: set[str], tmp_path: Path) -> None:
-    from mrpipe_planning import plan
-
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("1")
