@@ -19,6 +19,7 @@ from mrpipe.experiment.truth import NAME, read_best
 from mrpipe.forms import recognise
 from mrpipe.reading import reading
 from mrpipe.stages.reads import require_unchanged
+from mrpipe.store.layout import WorkLayout
 from mrpipe.store.publish import hidden_folder
 from mrpipe.store.reader import open_store
 
@@ -46,7 +47,11 @@ def test_damaged_predictions_of_a_simulator(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_damaged_list_of_inputs(content: str, tmp_path: Path) -> None:
-    (tmp_path / "inputs.json").write_text(content)
+    paths = WorkLayout(tmp_path)
+    paths.inputs.write_text(content)
+    with pytest.raises(DataError, match=r"inputs\.json: expected SHA-256 not recorded"):
+        require_unchanged(tmp_path)
+    paths.record(paths.inputs)
     with pytest.raises(DataError, match=r"inputs\.json: expected a JSON object"):
         require_unchanged(tmp_path)
 
