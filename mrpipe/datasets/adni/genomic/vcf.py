@@ -1,7 +1,6 @@
-"""Read VCF and BCF files as PLINK sets, and write small VCF files."""
+"""Read VCF and BCF files as PLINK sets."""
 
 import dataclasses
-import gzip
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -9,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
 from mrpipe.budget import in_child
 from mrpipe.datasets.adni.genomic.lift import build_of
 from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
 from mrpipe.errors import DataError, Fault, MissingExtraError
 from mrpipe.genetics.vcf import DAMAGED, Conversion
-
-_GENOTYPES = np.array(["0/0", "0/1", "1/1", "./."])
 
 
 def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names: Sequence[str] = ()) -> PlinkSet:
@@ -50,14 +45,3 @@ def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names:
     dropped = np.load(prefix.with_name(f"{prefix.name}.npy"))
     origin = {"vcf": tuple(files), "note": result["note"], "build": next(iter(builds), None)}
     return dataclasses.replace(plink, dropped=dropped, **origin)
-
-
-def write_vcf(path: Path, samples: Sequence[str], sites: pl.DataFrame, calls: NDArray[np.uint8]) -> None:
-    """Write unphased genotypes as .vcf.gz: sorted sites `chrom, pos, id, ref, alt` and calls (n, S), copies of ALT."""
-    head = ["##fileformat=VCFv4.2", *(f"##contig=<ID={c}>" for c in sites["chrom"].unique(maintain_order=True))]
-    head.append('##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">')
-    head.append("\t".join(["#CHROM", *["POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT"], *samples]))
-    rows = zip(sites.select("chrom", "pos", "id", "ref", "alt").iter_rows(), _GENOTYPES[calls.T].tolist(), strict=True)
-    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as handle:
-        handle.writelines(line + "\n" for line in head)
-        handle.writelines("\t".join([*map(str, site), ".", "PASS", ".", "GT", *cells]) + "\n" for site, cells in rows)
