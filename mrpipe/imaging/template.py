@@ -29,7 +29,6 @@ class Template:
 
     t1: NDArray[np.float32]
     grid: VoxelGrid
-    source: str
 
     @property
     def brain(self) -> NDArray[np.bool_]:
@@ -75,14 +74,14 @@ def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) ->
     if grid is None:
         gm = _resampled(datasets.load_mni152_gm_template(resolution=1), shape, affine)
         grid = VoxelGrid(mask=(gm > gm_threshold) & (t1 > 0), affine=MNI_AFFINE)
-    return Template(t1=t1, grid=grid, source="MNI152 2009a, nilearn")
+    return Template(t1=t1, grid=grid)
 
 
 def user_template(path: Path, shown_as: str, grid: VoxelGrid) -> Template:
     """A user's skull-stripped T1, resampled to the grid of the mask."""
     image = load_nifti(path, shown_as)
     data = nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-    return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid, source=path.name)
+    return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid)
 
 
 def mni_tissues(voxel_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:

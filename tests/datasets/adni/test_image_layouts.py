@@ -216,7 +216,7 @@ def mean_map(scan: Path, shown_as: str, templates: Path, settings: object, pictu
 
 
 def test_bids_and_ida_give_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = Template(t1=GRID.mask.astype(np.float32), grid=GRID, source="toy")
+    template = Template(t1=GRID.mask.astype(np.float32), grid=GRID)
     monkeypatch.setattr(image_raw, "process_scan", mean_map)
     monkeypatch.setattr(image_raw, "require_imaging", lambda: None)
     for module in (image_raw, image_join):

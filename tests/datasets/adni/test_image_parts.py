@@ -34,7 +34,7 @@ from mrpipe.imaging.worker import OUT_OF_TIME
 from tests.datasets.adni.image_toy import Simulation, cohort
 
 GRID, _ = simulated_grid((14, 16, 14))
-TEMPLATE = Template(t1=np.where(GRID.mask, 1.0, 0.0).astype(np.float32), grid=GRID, source="toy")
+TEMPLATE = Template(t1=np.where(GRID.mask, 1.0, 0.0).astype(np.float32), grid=GRID)
 
 
 def subjects(n: int) -> pl.DataFrame:
