@@ -54,11 +54,6 @@ def rows_of(raw: Path) -> tuple[np.ndarray, list[tuple[str, date]]]:
     return np.load(raw / "image" / "ADNI_G.npy"), parsed
 
 
-def test_nearest_requires_the_date_column(export: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'visit_date'"):
-        read(export, cohort(subjects()), tmp_path, image_scan="nearest")
-
-
 # --- stacked maps
 
 

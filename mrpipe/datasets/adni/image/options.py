@@ -24,10 +24,9 @@ class ImageOptions:
     image_scan: str = option(
         "earliest",
         "scan to use if a participant has several: the earliest, the latest (as in the authors' code), or the one "
-        "nearest to the date in image_date_column",
+        "nearest to the date of the visit",
         choices=("earliest", "latest", "nearest"),
     )
-    image_date_column: str = option("visit_date", "date column of the samples table that image_scan=nearest refers to")
     image_tries: int = option(2, "maximum number of scans tried per participant; if all fail, the image is missing")
     image_dtype: str = option("float16", "data type of stored volumes", choices=("float16", "float32"))
     image_downsample: int = option(

@@ -21,7 +21,7 @@ from mrpipe.datasets.adni.image.scans import (
     search_tables,
 )
 from mrpipe.delimited import line_of
-from mrpipe.errors import Fault, FaultCollector, UsageError
+from mrpipe.errors import Fault, FaultCollector
 from mrpipe.imaging.chain import require_imaging
 from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.template import Template, mni_template, user_template
@@ -126,24 +126,18 @@ def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> Imag
 
     Raises:
         DataError: maps, mask or search tables are invalid.
-        UsageError: `image_scan=nearest` and the samples table has no column `image_date_column`.
     """
-    if options.image_scan == "nearest" and options.image_date_column not in samples.columns:
-        raise UsageError(
-            f"image_scan=nearest: the samples table has no column {options.image_date_column!r}; "
-            f"columns: {', '.join(samples.columns)}"
-        )
     faults = FaultCollector()
     maps = open_maps(raw, options, faults) if options.image_route != "raw" else None
     scans = find_scans(raw, faults) if options.image_route != "maps" else pl.DataFrame(schema=SCANS_SCHEMA)
     review = read_review(raw, scans, maps, faults)
     faults.raise_if_any()
-    choice = {"rule": options.image_scan, "date_column": options.image_date_column, "tries": options.image_tries}
+    rule, tries = options.image_scan, options.image_tries
     listed = maps.scans if maps else pl.DataFrame(schema=SCANS_SCHEMA)
     mapped, scans = (s.join(review, on="image_id", how="left", maintain_order="left") for s in (listed, scans))
-    map_scans = ordered_scans(mapped, samples, **choice)  # type: ignore[arg-type]
+    map_scans = ordered_scans(mapped, samples, rule=rule, tries=tries)
     without = samples.join(map_scans, on="sample_id", how="anti")
-    return ImagePlan(maps, map_scans, ordered_scans(scans, without, **choice))  # type: ignore[arg-type]
+    return ImagePlan(maps, map_scans, ordered_scans(scans, without, rule=rule, tries=tries))
 
 
 def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Template:

@@ -279,24 +279,22 @@ def _dated(scans: pl.DataFrame, raw: Path) -> pl.DataFrame:
     return scans
 
 
-def ordered_scans(
-    scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, date_column: str, tries: int
-) -> pl.DataFrame:
+def ordered_scans(scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, tries: int) -> pl.DataFrame:
     """Select the scans to try for each sample, in order.
 
-    Scans are sorted by `rule`: earliest, latest, or nearest to `date_column` (ties: the earlier scan; samples without
+    Scans are sorted by `rule`: earliest, latest, or nearest to `visit_date` (ties: the earlier scan; samples without
     that date: the earliest). Undated scans are last. On the same day, the lower `rank` is first, then the lower image
     ID. Participants are matched by RID, because the site in a PTID can change.
 
     Args:
         scans: `rid`, `date`, `rank`, `image_id` and any further columns.
-        samples: `sample_id`, `subject_id` and optionally `date_column`.
+        samples: `sample_id`, `subject_id` and optionally `visit_date`.
         tries: maximum number of scans per sample, not counting those with `decision` drop (optional column).
 
     Returns:
         The selected rows of `scans` with `sample_id` and `attempt` (from 0), sorted by both.
     """
-    at = pl.col(date_column) if date_column in samples.columns else pl.lit(None)
+    at = pl.col("visit_date") if "visit_date" in samples.columns else pl.lit(None)
     keyed = samples.select("sample_id", rid_of("subject_id").alias("rid"), at.cast(pl.Date).alias("__at"))
     joined = keyed.filter(pl.col("rid").is_not_null()).join(scans, on="rid", how="inner")
     day = pl.col("date").to_physical()
