@@ -40,7 +40,7 @@ EXPECTED = {
         "genotypes vcf_calls vcf_uncertainty vcf_r2 source_builds target_build chain reference frequency_check "
         "off_reference chromosomes mind geno maf hwe merge": ("ingest genomic",),
         "image_dtype image_downsample": ("ingest image",),
-        "image_route image_maps image_mask image_mask_sha256 image_mask_label image_scan image_tries "
+        "image_route image_maps image_mask image_mask_label image_scan image_tries "
         "image_parts image_registration image_brain image_smoothing_mm image_template "
         "image_gm_threshold image_min_overlap image_min_ncc image_timeout_min": ("prepare image",),
     },

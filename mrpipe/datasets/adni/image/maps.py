@@ -86,18 +86,14 @@ def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | N
 
 
 def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> VoxelGrid | None:
-    """Read the grid of a mask and verify its checksum. If it is missing or invalid, add an error and return None."""
+    """Read the grid of a mask. If it is missing or invalid, add an error and return None."""
     if path is None or not path.is_file():
         expected = "the NIfTI mask of the maps (e.g. BLSA_SPGR+MPRAGE_averagetemplate_muse_seg_DS222.nii.gz)"
         found = "no such file" if options.image_mask else "none or several in the folder of the maps"
         fix, file = "Set its path with --set image_mask=PATH.", options.image_mask or "image mask"
         faults.add(Fault(file=file, expected=expected, found=found, fix=fix))
         return None
-    shown_as = shown(raw, path)
-    if options.image_mask_sha256 and (found := sha256(path)) != options.image_mask_sha256.lower():
-        faults.add(Fault(file=shown_as, expected=f"the mask with SHA-256 {options.image_mask_sha256}", found=found))
-        return None
-    return faults.attempt(read_grid, path, shown_as, label=options.image_mask_label)
+    return faults.attempt(read_grid, path, shown(raw, path), label=options.image_mask_label)
 
 
 def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], file: list[str]) -> pl.DataFrame:

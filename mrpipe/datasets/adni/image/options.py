@@ -19,7 +19,6 @@ class ImageOptions:
         "", "precomputed maps: ADNI_G.npy, a CSV that lists NIfTI maps, or a RAVENS folder. Empty: search the export"
     )
     image_mask: str = option("", "NIfTI grey-matter mask on the grid of the maps. Empty: search the folder of the maps")
-    image_mask_sha256: str = option("", "expected SHA-256 of the mask. Empty: not verified")
     image_mask_label: int = option(150, "label of grey matter in the mask image (150 in label images made by MUSE)")
     image_scan: str = option(
         "earliest",
