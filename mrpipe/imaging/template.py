@@ -14,7 +14,7 @@ from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.nifti import load_nifti, write_nifti
 
 # FSL's 2 mm MNI grid; 91 × 109 × 91 voxels.
-MNI_SHAPE = (91, 109, 91)
+GM, MNI_SHAPE = 0.5, (91, 109, 91)
 MNI_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2.0, 0, -126], [0, 0, 2.0, -72], [0, 0, 0, 1]])
 
 
@@ -58,12 +58,11 @@ def _resampled(image: Any, shape: tuple[int, ...], affine: NDArray[np.float64]) 
     return out
 
 
-def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) -> Template:
+def mni_template(grid: VoxelGrid | None = None) -> Template:
     """MNI152 2009a as included in nilearn (no download), resampled to `grid` or to 2 mm (91 × 109 × 91).
 
     Args:
-        gm_threshold: grey-matter probability above which a voxel is in the mask; ignored with `grid`.
-        grid: grid and mask to use instead.
+        grid: grid and mask; default: the voxels of the 2 mm grid with a grey-matter probability above `GM`.
 
     Raises:
         MissingExtraError: nilearn is not installed.
@@ -73,7 +72,7 @@ def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) ->
     t1 = _resampled(datasets.load_mni152_template(resolution=1), shape, affine)
     if grid is None:
         gm = _resampled(datasets.load_mni152_gm_template(resolution=1), shape, affine)
-        grid = VoxelGrid(mask=(gm > gm_threshold) & (t1 > 0), affine=MNI_AFFINE)
+        grid = VoxelGrid(mask=(gm > GM) & (t1 > 0), affine=MNI_AFFINE)
     return Template(t1=t1, grid=grid)
 
 

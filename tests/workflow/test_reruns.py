@@ -42,7 +42,7 @@ EXPECTED = {
         "image_dtype image_downsample": ("ingest image",),
         "image_route image_maps image_mask image_mask_label image_scan image_tries "
         "image_parts image_registration image_brain image_smoothing_mm image_template "
-        "image_gm_threshold image_min_overlap image_min_ncc image_timeout_min": ("prepare image",),
+        "image_min_overlap image_min_ncc image_timeout_min": ("prepare image",),
     },
     "enrico": {"image_size": ("ingest screenshot", "ingest wireframe"), "max_unmatched": ()},
 }

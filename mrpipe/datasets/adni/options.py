@@ -22,7 +22,7 @@ class AdniOptions(ImageOptions):
         "genotypes vcf_calls vcf_uncertainty vcf_r2 source_builds target_build chain reference": ("genomic",),
         "frequency_check off_reference chromosomes mind geno maf hwe merge": ("genomic",),
         "image_route image_maps image_mask image_mask_label image_scan": ("image",),
-        "image_tries image_parts image_template image_gm_threshold": ("image",),
+        "image_tries image_parts image_template": ("image",),
         "image_dtype image_downsample": ("image.ingest",),
         "image_registration image_brain image_smoothing_mm": ("image.prepare",),
         "image_min_overlap image_min_ncc image_timeout_min": ("image.prepare",),

@@ -49,7 +49,6 @@ class ImageOptions:
         2.0, "standard deviation in mm of the Gaussian filter applied to maps of raw T1 scans. 0: no smoothing"
     )
     image_template: str = option("", "skull-stripped T1 template (NIfTI) for raw T1 scans. Empty: MNI152 of nilearn")
-    image_gm_threshold: float = option(0.5, "grey-matter probability that defines the MNI152 mask, if no mask is given")
     image_min_overlap: float = option(0.8, "scans with a lower Dice overlap of registered brain and template fail")
     image_min_ncc: float = option(
         0.5,

@@ -153,9 +153,9 @@ def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Templa
         grid = open_mask(raw, find_mask(raw, options, None), options, faults)
         faults.raise_if_any()
     if not options.image_template:
-        return mni_template(gm_threshold=options.image_gm_threshold, grid=grid)
+        return mni_template(grid)
     if grid is None:
-        grid = mni_template(gm_threshold=options.image_gm_threshold).grid
+        grid = mni_template().grid
     path = raw / options.image_template
     return user_template(path, path.name, grid)
 
