@@ -17,7 +17,7 @@ from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.raw import prepare_images
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
-from mrpipe.errors import DataError, FaultCollector, UsageError
+from mrpipe.errors import DataError, FaultCollector
 from mrpipe.stages.build import build
 from tests.datasets.adni.image_toy import Simulation, cohort, subjects, toy_dataset
 
