@@ -146,8 +146,8 @@ def maps(out: Path, n: int) -> None:
     import pyarrow.parquet as pq
 
     from mrpipe.datasets.adni.image.join import read_images
-    from mrpipe.datasets.adni.image.options import ImageOptions
     from mrpipe.datasets.adni.image.raw import prepare_images
+    from mrpipe.datasets.adni.options import AdniOptions
     from mrpipe.datasets.adni.simulate.image import FULL_SHAPE, MapModel, simulated_grid
     from mrpipe.imaging.nifti import write_nifti
     from mrpipe.keyed import generator
@@ -168,7 +168,7 @@ def maps(out: Path, n: int) -> None:
         array.flush()
         (raw / "ADNI_subj.txt").write_text("".join(f"{s}_2010-01-01\n" for s in ids))
     samples = pl.DataFrame({"sample_id": sorted(ids), "subject_id": sorted(ids)})
-    options, part = ImageOptions(), out / "maps" / "parts" / "image" / "0-of-1.parquet"
+    options, part = AdniOptions(), out / "maps" / "parts" / "image" / "0-of-1.parquet"
     part.parent.mkdir(parents=True, exist_ok=True)
     prepare_images(out / "maps", samples, options, 0, 1, part)
     clock = time.process_time()

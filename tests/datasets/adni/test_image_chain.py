@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni.image.join import read_images
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.qc import write_image_qc
 from mrpipe.datasets.adni.image.raw import prepare_images
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.t1 import ellipsoid_head, template_head
 from mrpipe.imaging.chain import PACKAGES, ChainSettings, match_quantiles
 from mrpipe.imaging.failure import ScanFailedError
@@ -104,7 +104,7 @@ def test_raw_scans_are_read_end_to_end(tmp_path: Path) -> None:
         data, affine = template_head(generator(0, "chain", ptid), 0.08 * number, 2.0)
         write_nifti(folder / f"ADNI_{ptid}_MR_MPRAGE_S1_I{number}.nii.gz", data, affine)
     samples = pl.DataFrame({"sample_id": ids, "subject_id": ids})
-    options = ImageOptions(image_registration="affine", image_parts=2)
+    options = AdniOptions(image_registration="affine", image_parts=2)
     parts = [tmp_path / f"{k}-of-2.parquet" for k in range(2)]
     for k, part in enumerate(parts):
         prepare_images(tmp_path / "raw", samples, options, k, 2, part)

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.image.maps import Maps
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
 from mrpipe.datasets.adni.image.raw import GRID_KEY, SCAN_SCHEMA
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
@@ -90,7 +90,7 @@ def _from_parts(parts: Sequence[Path], grid: VoxelGrid, attempts: list[dict[str,
                     yield row["sample_id"], voxels.values.to_numpy()
 
 
-def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: Sequence[Path]) -> Features:
+def read_images(raw: Path, samples: pl.DataFrame, options: AdniOptions, parts: Sequence[Path]) -> Features:
     """Read one volume per sample: a precomputed map, or the map computed from a raw scan.
 
     Volume modality (D, H, W), float16 or float32, in 1/1000 of a voxel's volume, cropped to the bounding box of the

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, rid_of, scan_of
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.delimited import decode, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, StorageError
 from mrpipe.imaging.chain import SCALE
@@ -62,7 +62,7 @@ def _named(raw: Path, name: str) -> list[Path]:
     return sorted(p for p in raw.rglob("*") if p.name.lower() == name.lower() and p.is_file())
 
 
-def locate_maps(raw: Path, options: ImageOptions) -> Path | None:
+def locate_maps(raw: Path, options: AdniOptions) -> Path | None:
     """Path of `ADNI_G.npy`, maps.csv or the folder with all maps, from the option or by searching the export."""
     if options.image_maps:
         return raw / options.image_maps
@@ -73,7 +73,7 @@ def locate_maps(raw: Path, options: ImageOptions) -> Path | None:
     return Path(os.path.commonpath(folders)) if folders else None
 
 
-def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | None:
+def find_mask(raw: Path, options: AdniOptions, folder: Path | None) -> Path | None:
     """The mask given by the option, or the only NIfTI file with a name typical of masks in the folder of the maps, or
     in the folder above it."""
     if options.image_mask:
@@ -85,7 +85,7 @@ def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | N
     return None
 
 
-def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> VoxelGrid | None:
+def open_mask(raw: Path, path: Path | None, options: AdniOptions, faults: FaultCollector) -> VoxelGrid | None:
     """Read the grid of a mask. If it is missing or invalid, add an error and return None."""
     if path is None or not path.is_file():
         expected = "the NIfTI mask of the maps (e.g. BLSA_SPGR+MPRAGE_averagetemplate_muse_seg_DS222.nii.gz)"
@@ -130,7 +130,7 @@ def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float
     return vector
 
 
-def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
+def _open_stack(raw: Path, path: Path, options: AdniOptions, faults: FaultCollector) -> Maps | None:
     shown_as = shown(raw, path)
     listed = [p for p in path.parent.iterdir() if p.name.lower() == SUBJECTS.lower()]
     subjects = path.with_name(SUBJECTS) if not listed else listed[0]
@@ -187,7 +187,7 @@ def _noted(maps: Maps, raw: Path, mask: Path) -> Maps:
     return replace(maps, notes=tuple(notes))
 
 
-def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
+def _open_folder(raw: Path, path: Path, options: AdniOptions, faults: FaultCollector) -> Maps | None:
     """Open a CSV that lists maps (paths relative to it), or a folder of maps with participant and date in the names."""
     table = path if path.is_file() else None
     root = path.parent if table else path
@@ -242,7 +242,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
     return _noted(Maps(grid, scans, load, listed, folder, shown(raw, path)), raw, mask)
 
 
-def open_maps(raw: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
+def open_maps(raw: Path, options: AdniOptions, faults: FaultCollector) -> Maps | None:
     """Open the precomputed maps of an export; None if there are none or if they are invalid (errors in `faults`)."""
     path = locate_maps(raw, options)
     if path is None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.adni.image.maps import Maps, find_mask, locate_maps, open_maps, open_mask
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import (
     SCANS_SCHEMA,
     beside,
@@ -20,6 +19,7 @@ from mrpipe.datasets.adni.image.scans import (
     scan_of,
     search_tables,
 )
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.delimited import line_of
 from mrpipe.errors import Fault, FaultCollector
 from mrpipe.imaging.chain import require_imaging
@@ -118,7 +118,7 @@ def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: Fault
     return pl.DataFrame(list(rows.values()), schema=REVIEW_SCHEMA, orient="row")
 
 
-def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> ImagePlan:
+def plan_images(raw: Path, samples: pl.DataFrame, options: AdniOptions) -> ImagePlan:
     """Select the scans of each sample of a cohort.
 
     A sample with a map never uses raw scans, even if its maps turn out to be invalid, so that as many samples as
@@ -140,7 +140,7 @@ def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> Imag
     return ImagePlan(maps, map_scans, ordered_scans(scans, without, rule=rule, tries=tries))
 
 
-def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Template:
+def open_template(raw: Path, options: AdniOptions, maps: Maps | None) -> Template:
     """Open the template on the grid of the mask: that of the maps, of `image_mask`, or of the MNI152 grey-matter prior.
 
     Raises:
@@ -160,14 +160,14 @@ def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Templa
     return user_template(path, path.name, grid)
 
 
-def has_images(raw: Path, options: ImageOptions) -> bool:
+def has_images(raw: Path, options: AdniOptions) -> bool:
     """Whether the export contains maps, or files that are T1 scans by name."""
     if options.image_route != "raw" and locate_maps(raw, options) is not None:
         return True
     return options.image_route != "maps" and len(find_scans(raw, FaultCollector())) > 0
 
 
-def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> ImageCheck:
+def check_images(raw: Path, options: AdniOptions, faults: FaultCollector) -> ImageCheck:
     """Validate maps, mask, template and search tables, and check that the required packages are installed.
 
     Unreadable scans are not errors here; they are recorded as failed when they are processed.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from mrpipe.codehash import code_hash
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.imaging.chain import PACKAGES, ChainResult, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid
@@ -77,7 +77,7 @@ def _versions() -> dict[str, str]:
 class _Shard:
     """Scratch folder of one part, with the result (or reason of failure) and a picture for each finished scan."""
 
-    def __init__(self, scratch: Path, template: Template, options: ImageOptions, process: Process):
+    def __init__(self, scratch: Path, template: Template, options: AdniOptions, process: Process):
         self.scratch, self.template, self.options, self.process = scratch, template, options, process
         self.settings = ChainSettings(registration=options.image_registration, brain=options.image_brain)
         self.templates = template.write(scratch / "template")
@@ -153,7 +153,7 @@ def _row(scan: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
 def prepare_images(
     raw: Path,
     samples: pl.DataFrame,
-    options: ImageOptions,
+    options: AdniOptions,
     part: int,
     n_parts: int,
     out: Path,
