@@ -96,12 +96,10 @@ def open_mask(raw: Path, path: Path | None, options: AdniOptions, faults: FaultC
     return faults.attempt(read_grid, path, shown(raw, path), label=options.image_mask_label)
 
 
-def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], file: list[str]) -> pl.DataFrame:
-    columns = {"ptid": ptid, "date": date, "image_id": image_id, "file": file}
-    rid, day = rid_of("ptid").alias("rid"), values.date("date").alias("date")
+def _typed(listed: pl.DataFrame) -> pl.DataFrame:
+    """Scans of `Maps` from the texts `ptid, date, image_id, file`."""
     rank = pl.lit(0, dtype=pl.Int32).alias("rank")
-    frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
-    return frame.select("ptid", rid, day, rank, "image_id", "file")
+    return listed.select("ptid", rid_of("ptid").alias("rid"), values.date("date"), rank, "image_id", "file")
 
 
 def _copies(array: NDArray, ptids: list[str], shown_as: str) -> Fault | None:
@@ -137,21 +135,19 @@ def _open_stack(raw: Path, path: Path, options: AdniOptions, faults: FaultCollec
     array: NDArray | None = None
     with faults.collecting(), reading(shown_as, "a complete NumPy array (scans × voxels)", path=path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    numbered: list[tuple[int, str]] = []
+    text: str | None = ""
     if subjects.is_file():
-        text = faults.attempt(decode, subjects.read_bytes(), shown_as=shown(raw, subjects), encoding="utf-8-sig") or ""
-        numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
+        text = faults.attempt(decode, subjects.read_bytes(), shown_as=shown(raw, subjects), encoding="utf-8-sig")
     else:
         expected = "one {PTID}_{date} per row of the array"
         faults.add(Fault(file=shown(raw, subjects), expected=expected, found="no such file"))
     mask = find_mask(raw, options, path.parent)
     grid = open_mask(raw, mask, options, faults)
-    lines = [text for _, text in numbered]
-    matches = [re.fullmatch(rf"({PTID.pattern})(?:_(.+))?", line, re.IGNORECASE) for line in lines]
+    entry = re.compile(rf"({PTID.pattern})(?:_(.+))?", re.IGNORECASE)
+    lines = {i: entry.fullmatch(s.strip()) for i, s in enumerate((text or "").splitlines(), start=1) if s.strip()}
     expected = "{PTID}_{date}, e.g. 002_S_0413_2006-05-02"
-    for (line, _), match in zip(numbered, matches, strict=True):
-        if match is None:
-            faults.add(Fault(file=shown(raw, subjects), line=line, expected=expected, found="another format"))
+    for line in (i for i, match in lines.items() if match is None):
+        faults.add(Fault(file=shown(raw, subjects), line=line, expected=expected, found="another format"))
     if array is not None and (array.ndim != 2 or array.dtype.kind not in "fiu"):
         found = f"{array.dtype} of shape {array.shape}"
         faults.add(Fault(file=shown_as, expected="a numeric array (scans × voxels)", found=found))
@@ -160,16 +156,16 @@ def _open_stack(raw: Path, path: Path, options: AdniOptions, faults: FaultCollec
         found, fix = f"{len(array)} rows, but {len(lines)} lines in {SUBJECTS}", "The files do not belong together."
         faults.add(Fault(file=shown_as, expected="one row per line", found=found, fix=fix))
     elif array is not None and lines:
-        faults.add(_copies(array, [m[1].upper() if m else "" for m in matches], shown_as))
+        faults.add(_copies(array, [m[1].upper() if m else "" for m in lines.values()], shown_as))
     if array is not None and grid is not None and array.shape[1] != grid.n_voxels:
         found, fix = f"{array.shape[1]} columns, but the mask has {grid.n_voxels}", "Check image_mask and its label."
         faults.add(Fault(file=shown_as, expected="one column per voxel of the mask", found=found, fix=fix))
     if faults.faults or array is None or grid is None or mask is None:
         return None
-    good = [m for m in matches if m is not None]
-    numbers = [str(i) for i in range(len(lines))]
     # The date is the last field; other fields may precede it.
-    scans = _scan_frame([m[1] for m in good], [m[2].split("_")[-1] if m[2] else None for m in good], lines, numbers)
+    rows = [(m[1], m[2] and m[2].split("_")[-1], m[0], str(i)) for i, m in enumerate(lines.values()) if m]
+    names = ("ptid", "date", "image_id", "file")
+    scans = _typed(pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row"))
 
     def load(file: str, image_id: str) -> NDArray[np.float32]:
         assert array is not None
@@ -195,9 +191,8 @@ def _open_folder(raw: Path, path: Path, options: AdniOptions, faults: FaultColle
         frame = faults.attempt(read_csv, table, MANIFEST_COLUMNS, shown_as=shown(raw, table), numbered=True)
         if frame is None:
             return None
-        date = frame["date"] if "date" in frame.columns else pl.Series([None] * len(frame), dtype=pl.String)
-        file = frame["file"]
-        image_id = frame["image_id"].fill_null(file) if "image_id" in frame.columns else file
+        absent = (c for c in ("date", "image_id") if c not in frame.columns)
+        frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in absent)
         expected, found = "a PTID such as 002_S_0413", "another format"
         for record in (r for r, ptid in frame.select(ROW, "ptid").iter_rows() if not PTID.fullmatch(ptid)):
             line = line_of(table, record)
@@ -206,7 +201,7 @@ def _open_folder(raw: Path, path: Path, options: AdniOptions, faults: FaultColle
         if len(shared):
             expected, found = "each map listed for one participant", f"{len(shared)} maps listed for several"
             faults.add(Fault(file=shown(raw, table), column="file", expected=expected, found=found))
-        scans = _scan_frame(frame["ptid"].to_list(), date.to_list(), image_id.to_list(), file.to_list())
+        scans = _typed(frame.with_columns(pl.col("image_id").fill_null(pl.col("file"))))
     else:
         base = raw if root.is_relative_to(raw) else root
         scans = find_scans(base, faults, maps=True)
