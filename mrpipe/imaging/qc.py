@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import median_abs_deviation
 
 from mrpipe.constants import constants
 
@@ -55,37 +56,30 @@ def scan_picture(done: "ChainResult", volumes: dict[str, NDArray[np.float32]], t
 
 
 def contact_sheet(pictures: Sequence[Path], captions: Sequence[str], path: Path, *, columns: int = 4) -> None:
-    """Write one picture of many scans, each at half size below its caption, which must not identify the subject."""
-    opened = [Image.open(p).convert("RGB") for p in pictures]
+    """Write one picture of many scans, each at half size below its caption, which must not identify the subject.
+
+    Captions without a picture come last.
+    """
     width, height = 3 * PANEL // 2, 3 * PANEL // 2
-    rows = -(-len(opened) // columns)
+    rows = -(-len(captions) // columns)
     sheet = Image.new("RGB", (columns * width, rows * SHEET_ROW), (20, 20, 20))
     draw = ImageDraw.Draw(sheet)
-    for i, (image, caption) in enumerate(zip(opened, captions, strict=True)):
+    for i, caption in enumerate(captions):
         left, bottom = (i % columns) * width, (i // columns + 1) * SHEET_ROW
         lines = textwrap.wrap(caption, 36, max_lines=MAX_LINES, placeholder=" …")
         for number, line in enumerate(reversed(lines), 1):
             draw.text((left + 4, bottom - height - number * LINE - 2), line, fill=(255, 255, 255), font=FONT)
-        panels = image.crop((0, image.height - 3 * PANEL, 3 * PANEL, image.height))
-        sheet.paste(panels.resize((width, height), Image.Resampling.BILINEAR), (left, bottom - height))
+        for picture in pictures[i : i + 1]:
+            image = Image.open(picture).convert("RGB")
+            panels = image.crop((0, image.height - 3 * PANEL, 3 * PANEL, image.height))
+            sheet.paste(panels.resize((width, height), Image.Resampling.BILINEAR), (left, bottom - height))
     sheet.save(path, format="PNG")
-
-
-def note_picture(text: str, path: Path) -> None:
-    """Write a picture that contains only a text, as a placeholder."""
-    image = Image.new("RGB", (480, 2 * CAPTION), (20, 20, 20))
-    ImageDraw.Draw(image).text((4, 8), text, fill=(255, 255, 255), font=FONT)
-    image.save(path, format="PNG")
 
 
 def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(x − median) / (1.4826 MAD) of values (n,); NaN stays NaN, and 0 if the MAD is 0."""
-    known = values[np.isfinite(values)]
-    if known.size == 0:
-        return np.full_like(values, np.nan)
-    median = np.median(known)
-    spread = 1.4826 * np.median(np.abs(known - median))
-    return np.where(np.isnan(values), np.nan, (values - median) / spread if spread > 0 else 0.0)
+    spread = median_abs_deviation(values, scale="normal", nan_policy="omit")
+    return (values - np.nanmedian(values)) / spread if spread > 0 else np.where(np.isnan(values), np.nan, 0.0)
 
 
 def measures_titled(names: str | None) -> str:

@@ -29,7 +29,7 @@ from mrpipe.store.parquet import replacing, write_batches, write_text
 
 NUMBERS = ("gm_ml", "map_ml", "mass_ratio", "overlap", "ncc", "n_folded", "jacobian_min", "jacobian_max", *LIMITS)
 # One row per attempted scan: sample, outcome and reason of failure. `picture` is relative to the folder of the parts.
-_SCAN: dict[str, Any] = {
+SCAN_SCHEMA: dict[str, Any] = {
     **TRIED_SCHEMA,
     "detail": pl.String,
     **dict.fromkeys(("source", "image_id"), pl.String),
@@ -38,16 +38,14 @@ _SCAN: dict[str, Any] = {
     **dict.fromkeys((*NUMBERS, "seconds", "peak_mb"), pl.Float64),
     **dict.fromkeys(("notes", "picture", "fingerprint"), pl.String),
 }
-SCAN_SCHEMA = pl.Schema(_SCAN)
 GRID_KEY = "mrpipe.grid"
 Process = Callable[..., ChainResult]
 
 
 def part_schema() -> pa.Schema:
     """Schema of a part: `SCAN_SCHEMA` and `voxels` (list of float32), null if the scan failed."""
-    frame = pl.DataFrame(schema=SCAN_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
-    fields = [pa.field(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in frame.schema]
-    return pa.schema([*fields, pa.field("voxels", pa.list_(pa.float32()))])
+    frame = pl.DataFrame(schema=SCAN_SCHEMA | {"voxels": pl.List(pl.Float32)})
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
 
 
 def smoothed(gm: NDArray[np.float32], grid: VoxelGrid, sigma_mm: float) -> NDArray[np.float32]:
