@@ -177,5 +177,5 @@ def test_imputation_errors_for_a_missing_set_or_tool_and_for_a_failure(tmp_path:
     assert "expected SNPs that are in panel.vcf" in capsys.readouterr().err
     panel_of(tmp_path / "panel.vcf", ("1", 1000, "G", "A"))
     assert main(command) == 3
-    assert "beagle: expected exit status 0, found 4: no such map" in capsys.readouterr().err
+    assert "beagle: expected exit status 0; found 4: no such map" in capsys.readouterr().err
     assert not [p for p in tmp_path.iterdir() if p.is_dir() or p.name.startswith("out")]
