@@ -26,9 +26,8 @@ import polars as pl
 
 from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.merge import merged_rows
-from mrpipe.datasets.adni.genomic.plink import calls, open_set, write_set
+from mrpipe.datasets.adni.genomic.plink import calls, open_set, open_vcf, write_set
 from mrpipe.datasets.adni.genomic.reader import assemble
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.genetics.packing import bed_rows, unpack_range
 from mrpipe.genetics.vcf import Conversion

@@ -14,8 +14,8 @@ import pytest
 from mrpipe.datasets.adni.genomic import lift as lift
 from mrpipe.datasets.adni.genomic import plink as plink
 from mrpipe.datasets.adni.genomic.impute import impute_set, main, write_target
+from mrpipe.datasets.adni.genomic.plink import open_vcf
 from mrpipe.datasets.adni.genomic.strand import read_reference
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.errors import DataError
 from mrpipe.genetics.packing import bed_rows
 from mrpipe.genetics.vcf import Conversion

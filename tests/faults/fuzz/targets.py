@@ -14,8 +14,8 @@ import yaml
 from mrpipe.cli.main import command_parser, find_command
 from mrpipe.datasets.adni.genomic import plink
 from mrpipe.datasets.adni.genomic.lift import ChainFile
+from mrpipe.datasets.adni.genomic.plink import open_vcf
 from mrpipe.datasets.adni.genomic.strand import read_reference
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.image.join import read_images
 from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.raw import prepare_images

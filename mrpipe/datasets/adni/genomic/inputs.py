@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.genomic.lift import LENGTHS, ChainFile, chromosome_length
-from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set, open_vcf
 from mrpipe.datasets.adni.genomic.strand import KnownSnps
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import recognise
