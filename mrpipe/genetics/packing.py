@@ -156,17 +156,13 @@ def _remove_pairs(partners: dict[int, list[int]], maf: NDArray[np.float64], remo
                 removed[i if maf[i] < (1 - _EPSILON) * maf[j] else j] = True
 
 
-def ld_prune(
-    packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions | None = None
-) -> NDArray[np.int64]:
+def ld_prune(packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions) -> NDArray[np.int64]:
     """Ascending positions of the SNPs that remain after LD pruning.
 
     Args:
         packed: genotypes (n, bytes) of training subjects, SNPs sorted by position within each chromosome.
         chromosome: (p,) chromosome of each SNP; the SNPs of a chromosome are consecutive.
-        options: parameters of the pruning; default: `LdOptions()`.
     """
-    options = options or LdOptions()
     n_snps = len(chromosome)
     counts = call_counts(packed, n_snps)
     n_called = counts[:3].sum(axis=0)

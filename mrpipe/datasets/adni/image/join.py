@@ -44,7 +44,7 @@ def _likeness(maps: Maps) -> Callable[[NDArray[np.float32]], float]:
     reference = []
     for scan in maps.scans.gather_every(max(1, len(maps.scans) // 50)).iter_rows(named=True):
         with contextlib.suppress(ScanFailedError):
-            reference.append(maps.load(scan["file"], scan["image_id"]))
+            reference.append(maps.load(scan["file"]))
     if len(reference) < 3:
         return lambda vector: 1.0
     mean = np.mean(reference, axis=0)
@@ -61,7 +61,7 @@ def _from_maps(maps: Maps, scans: pl.DataFrame, attempts: list[dict[str, Any]]) 
             try:
                 if scan["decision"] == "drop":
                     raise ScanFailedError(DROPPED, scan["why"] or "")
-                vector = maps.load(scan["file"], scan["image_id"])
+                vector = maps.load(scan["file"])
                 if scan["decision"] != "keep" and (found := likeness(vector)) < LEAST_LIKENESS:
                     raise ScanFailedError("the map does not resemble the others: flipped or misplaced", f"{found:.2f}")
             except ScanFailedError as error:

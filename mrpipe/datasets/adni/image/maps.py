@@ -42,7 +42,7 @@ class Maps:
     Attributes:
         grid: grid and mask of the maps.
         scans: `ptid, rid, date, rank, image_id, file`, one row per map.
-        load: (file, image_id) → voxel vector, float32 (n_voxels,); raises `ScanFailedError`.
+        load: file → voxel vector, float32 (n_voxels,); raises `ScanFailedError`.
         files: files listed in the inventory.
         folder: folder that the inventory lists as one entry.
         source: source name in the dictionary.
@@ -51,7 +51,7 @@ class Maps:
 
     grid: VoxelGrid
     scans: pl.DataFrame
-    load: Callable[[str, str], NDArray[np.float32]]
+    load: Callable[[str], NDArray[np.float32]]
     files: tuple[Path, ...]
     folder: Path | None
     source: str
@@ -167,7 +167,7 @@ def _open_stack(raw: Path, path: Path, options: AdniOptions, faults: FaultCollec
     names = ("ptid", "date", "image_id", "file")
     scans = _typed(pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row"))
 
-    def load(file: str, image_id: str) -> NDArray[np.float32]:
+    def load(file: str) -> NDArray[np.float32]:
         assert array is not None
         return _checked_vector(np.asarray(array[int(file)], dtype=np.float32), options.image_dtype)
 
@@ -218,7 +218,7 @@ def _open_folder(raw: Path, path: Path, options: AdniOptions, faults: FaultColle
     if grid is None or mask is None or faults.faults:
         return None
 
-    def load(file: str, image_id: str) -> NDArray[np.float32]:
+    def load(file: str) -> NDArray[np.float32]:
         if not (root / file).is_file():
             raise ScanFailedError("missing file")
         try:
