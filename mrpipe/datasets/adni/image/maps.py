@@ -58,17 +58,13 @@ class Maps:
     notes: tuple[str, ...] = ()
 
 
-def _named(raw: Path, name: str) -> list[Path]:
-    return sorted(p for p in raw.rglob("*") if p.name.lower() == name.lower() and p.is_file())
-
-
 def locate_maps(raw: Path, options: AdniOptions) -> Path | None:
     """Path of `ADNI_G.npy`, maps.csv or the folder with all maps, from the option or by searching the export."""
     if options.image_maps:
         return raw / options.image_maps
     for name in (STACK, MANIFEST):
-        if found := _named(raw, name):
-            return found[0]
+        if found := [p for p in raw.rglob("*") if p.name.lower() == name.lower() and p.is_file()]:
+            return min(found)
     folders = [p.parent for p in images_below(raw) if scan_of(p.name)]
     return Path(os.path.commonpath(folders)) if folders else None
 

@@ -63,13 +63,8 @@ def part_of(samples: list[str], part: int, n_parts: int) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    known = {}
-    for package in PACKAGES.values():
-        try:
-            known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            known[package] = ""
-    return known
+    """Installed versions of the packages of the chain; "" for one that is not installed."""
+    return {p: next((d.version for d in metadata.distributions(name=p)), "") for p in PACKAGES.values()}
 
 
 class _Shard:

@@ -258,10 +258,10 @@ def find_scans(raw: Path, faults: FaultCollector, *, maps: bool = False) -> pl.D
     if scans.select((pl.col("date").is_null() & pl.col("month").is_not_null()).any()).item():
         scans = _dated(scans, raw)
     ranks = [t1_rank(d) for d in scans["description"]]
-    # The layout itself says that these are T1.
-    sure = scans["layout"].is_in(["BIDS", "PTID_date"]) | pl.Series([maps] * len(scans), dtype=pl.Boolean)
-    names = [_UNNAMED + 2 * bool(_ACCELERATED.search(normalised(Path(f).name))) for f in scans["file"]]
-    ranks = [n if r is None and s else r for r, s, n in zip(ranks, sure, names, strict=True)]
+    for i, (layout, file) in enumerate(scans.select("layout", "file").iter_rows()):
+        # Layouts of T1 scans alone.
+        if ranks[i] is None and (maps or layout in ("BIDS", "PTID_date")):
+            ranks[i] = _UNNAMED + 2 * bool(_ACCELERATED.search(normalised(Path(file).name)))
     late = 100 * (scans["format"] == "dcm").cast(pl.Int32)
     scans = scans.with_columns(pl.Series("rank", ranks, dtype=pl.Int32) + late).drop_nulls("rank")
     return scans.select(pl.col(c).cast(t) for c, t in SCANS_SCHEMA.items()).sort("image_id")
