@@ -51,12 +51,13 @@ def images(raw: Path, work: Path) -> None:
 
     for module in (image_raw, join):
         module.open_template = lambda raw, options, maps: stub.TEMPLATE
-    plan.require_imaging = lambda: None
+    plan.require_imaging = image_raw.require_imaging = lambda: None
+    image_raw.process_scan = stub.Chain()
     samples, options = cohort(stub.subjects(6)), AdniOptions(image_parts=2)
     work.mkdir(parents=True, exist_ok=True)
     parts = [work / f"{k}-of-2.parquet" for k in range(2)]
     for k, part in enumerate(parts):
-        image_raw.prepare_images(raw, samples, options, k, 2, part, process=stub.Chain())
+        image_raw.prepare_images(raw, samples, options, k, 2, part)
     batches = list(join.read_images(raw, samples, options, parts).batches)
     write_batches(work / "image.parquet", batches[0].schema, batches)
 

@@ -20,7 +20,7 @@ from mrpipe.datasets.adni.image import plan as image_plan
 from mrpipe.datasets.adni.image import raw as image_raw
 from mrpipe.datasets.adni.image.join import read_images
 from mrpipe.datasets.adni.image.plan import check_images
-from mrpipe.datasets.adni.image.raw import NUMBERS, part_of, prepare_images
+from mrpipe.datasets.adni.image.raw import NUMBERS, part_of
 from mrpipe.datasets.adni.image.scans import find_scans
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
@@ -79,6 +79,13 @@ def toy_template(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (image_raw, image_read):
         monkeypatch.setattr(module, "open_template", lambda raw, options, maps: TEMPLATE)
     monkeypatch.setattr(image_plan, "require_imaging", lambda: None)
+
+
+def prepare_images(*arguments, process) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_raw, "process_scan", process)
+        patch.setattr(image_raw, "require_imaging", lambda: None)
+        image_raw.prepare_images(*arguments)
 
 
 def run(raw: Path, samples: pl.DataFrame, work: Path, process, n_parts: int = 1, **options):
