@@ -37,7 +37,7 @@ def scan_picture(done: "ChainResult", volumes: dict[str, NDArray[np.float32]], t
     template = np.asarray(nib.as_closest_canonical(loaded).dataobj, dtype=np.float32)
     t1, gm = (nib.orientations.apply_orientation(v, turn) for v in (volumes["t1"], done.gm))
     brain = volumes["brain"]
-    outlines = {"red": brain, "yellow": volumes["grey"]}
+    outlines: dict[str, NDArray[Any]] = {"red": brain, "yellow": volumes["grey"]}
     columns = [(volumes["head"], brain, outlines), (t1, template, {"red": template > 0}), (gm, template, {})]
     width, height, n = 3 * PANEL, 3 * PANEL + CAPTION, done.numbers
     figure = Figure((width / 100, height / 100), dpi=100, facecolor="black")
