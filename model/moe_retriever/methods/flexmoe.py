@@ -29,30 +29,29 @@ from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import Bounded, option
 from mrpipe.store import masks
 
 MAX_BANK = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexMoEOptions:
-    n_experts: int = option(16, "experts; at least one per combination (if more than 5 modalities, per modality)")
+class FlexMoEOptions(Bounded):
+    n_experts: int = option(16, "experts; at least one per combination (if more than 5 modalities, per modality)", ge=1)
     expert_ffn: int = option(256, "hidden size of an expert")
-    top_k: int = option(4, "experts per token")
+    top_k: int = option(4, "experts per token", ge=1)
     noisy_gate: bool = option(True, "add learned noise to the router logits in training")
     specialise: float = option(1e-2, "weight of the loss that routes tokens to the expert of their combination")
     balance: float = option(1e-2, "weight of the balance loss, computed separately for complete and incomplete samples")
-    bank_std: float = option(0.02, "standard deviation of the initial embeddings of missing modalities; 1 as released")
+    bank_std: float = option(0.02, "sd of the initial embeddings of missing modalities; 1 as released", ge=0)
     sorted_epochs: float = option(
-        0.1, "epochs sorted by decreasing number of modalities at the start: a number, or a fraction of the first 20"
+        0.1, "epochs sorted by decreasing number of modalities at the start: number, or fraction of the first 20", ge=0
     )
 
     def __post_init__(self) -> None:
-        if self.n_experts < 1 or not 1 <= self.top_k <= self.n_experts:
-            raise UsageError(f"option top_k={self.top_k} must be between 1 and n_experts={self.n_experts}")
-        if self.bank_std < 0 or self.sorted_epochs < 0:
-            raise UsageError("options bank_std and sorted_epochs must not be negative")
+        super().__post_init__()
+        if self.top_k > self.n_experts:
+            raise UsageError(f"option top_k={self.top_k} exceeds n_experts={self.n_experts}")
 
 
 @dataclass(frozen=True)
