@@ -56,24 +56,16 @@ class FlexMoEOptions(Bounded):
 
 @dataclass(frozen=True)
 class BankUse:
-    """Missing slots whose embedding was not trained.
+    """(Q,) modality of each missing slot, and whether no training sample has its combination, or lacks the modality."""
 
-    Attributes:
-        sample, target: (Q,) position in the batch and modality of each missing slot.
-        unseen: (Q,) whether no training sample has the combination.
-        never_missing: (Q,) whether no training sample lacks the modality.
-    """
-
-    sample: Rows
     target: Rows
     unseen: NDArray[np.bool_]
     never_missing: NDArray[np.bool_]
 
     def rates(self) -> dict[str, float]:
-        """Shares of the missing slots."""
-        n = max(len(self.target), 1)
+        """Shares of the missing slots whose embedding was not trained."""
         slots = {"unseen_combination": self.unseen, "target_never_missing": self.never_missing}
-        return {name: float(untrained.sum() / n) for name, untrained in slots.items()}
+        return {name: float(of.mean()) if len(of) else 0.0 for name, of in slots.items()}
 
 
 def combinations(n_modalities: int) -> NDArray[np.bool_]:
@@ -253,4 +245,4 @@ class FlexMoE(Method[FlexMoEOptions]):
         sample, target = np.nonzero(~batch.observed)
         seen = self.get_buffer("seen").cpu().numpy()
         lacked = np.any(~masks.unpack(np.flatnonzero(seen), len(self.spec.modalities)), axis=0)
-        return BankUse(sample, target, ~seen[masks.codes(batch.observed)][sample], ~lacked[target])
+        return BankUse(target, ~seen[masks.codes(batch.observed)][sample], ~lacked[target])
