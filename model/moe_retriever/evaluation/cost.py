@@ -89,13 +89,12 @@ def _time_training(method: Method, data: Data, rows: Rows, n: int) -> float:
     optimiser = make_optimiser(method)
     method.begin_epoch(c.epochs - 1, c.epochs)
     method.train()
-    times = []
-    for number, index in enumerate(_steps(data, rows, c.batch_size, n + 2)):
-        _wait(data.device)
-        started = time.perf_counter()
+
+    def step(number: int, index: Rows) -> None:
         train_step(method, data.batch(index, f"epoch {number}", hide=c.drop_modalities), optimiser)
-        _wait(data.device)
-        times.append((time.perf_counter() - started) / len(index))
+
+    steps = enumerate(_steps(data, rows, c.batch_size, n + 2))
+    times = [_seconds(data.device, partial(step, number, index)) / len(index) for number, index in steps]
     return float(np.median(times[2:]))
 
 
@@ -177,9 +176,7 @@ def measure(
             if method.gradient:
                 per_train = _time_training(method, data, train, steps)
             else:
-                started = time.perf_counter()
-                method.fit(data, train, data.rows("val"))
-                per_train = (time.perf_counter() - started) / len(train)
+                per_train = _seconds(data.device, partial(method.fit, data, train, data.rows("val"))) / len(train)
             few = test[: max(1, steps // 4) * config.common.eval_batch_size]
             inference = measure_inference(method, data, train, few)
             rows.append(
