@@ -6,11 +6,10 @@ from moe_retriever.catalogue import about
 from moe_retriever.evaluation.paired import Comparison, Predicted
 from moe_retriever.evaluation.run_folders import tested
 from moe_retriever.metrics import kinds_of
-from moe_retriever.report.runs import ReportedRun, masked
+from moe_retriever.report.runs import ReportedRun, masked, strongest_control
 from moe_retriever.suites.answer import Compared
 from moe_retriever.suites.published import method_title, task_title
-from moe_retriever.suites.spec import REFERENCE, SuiteRow
-from moe_retriever.suites.tables import strongest_controls
+from moe_retriever.suites.spec import REFERENCE
 
 
 def compare(runs: Sequence[ReportedRun], *, named: bool) -> Compared:
@@ -20,14 +19,10 @@ def compare(runs: Sequence[ReportedRun], *, named: bool) -> Compared:
         named: whether the sentence names task and modalities, to tell experiments on the same data apart.
     """
     first = runs[0].metrics
-    rows, found = {}, dict[str, dict[int, Predicted]]()
-    validation = dict[str, list[dict[str, float]]]()
+    found: dict[str, dict[int, Predicted]] = {}
     for run in runs:
-        name = method_title(run.label)
-        rows[name] = SuiteRow(name, run.method, first["preset"], "", about(run.method).control)
-        found.setdefault(name, {})[run.seed] = tested(run.folder)
-        validation.setdefault(name, []).append(run.metrics["training"].get("val", {}))
-    reference = min(rows.values(), key=lambda row: (row.method != REFERENCE, row.control))
+        found.setdefault(method_title(run.label), {})[run.seed] = tested(run.folder)
+    reference = min(runs, key=lambda run: (run.method != REFERENCE, about(run.method).control))
     majority, accuracy = (first["majority"][k] for k in ("class", "accuracy"))
     metric = "mae" if "regression" in kinds_of(len(first["classes"])) else "accuracy"
     return Compared(
@@ -38,8 +33,8 @@ def compare(runs: Sequence[ReportedRun], *, named: bool) -> Compared:
         simulated=first["origin"] == "simulated",
         metric=metric,
         comparison=Comparison(found),
-        controls=frozenset(r.name for r in rows.values() if r.control),
-        reference=None if reference.control else reference.name,
-        strongest=strongest_controls(list(rows.values()), validation).get(metric),
+        controls=frozenset(method_title(run.label) for run in runs if about(run.method).control),
+        reference=None if about(reference.method).control else method_title(reference.label),
+        strongest=(label := strongest_control(runs, metric)) and method_title(label),
         majority=None if accuracy is None else (str(majority), accuracy),
     )

@@ -9,10 +9,13 @@ from typing import Any
 
 import polars as pl
 
+from moe_retriever.catalogue import about
 from moe_retriever.data.scores import SCORE_COLUMNS
 from moe_retriever.evaluation.run_folders import hidden_rate, read_metrics, read_scores, with_hidden
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
+from moe_retriever.suites.spec import SuiteRow
+from moe_retriever.suites.tables import strongest_controls
 from mrpipe.experiment.missingness import non_default, p_text
 from mrpipe.reading import read_json
 from mrpipe.store.masks import combination_name
@@ -138,6 +141,15 @@ def by_experiment(runs: Sequence[ReportedRun]) -> dict[tuple[str, ...], list[Rep
     for run in runs:
         groups[run.experiment].append(run)
     return dict(groups)
+
+
+def strongest_control(runs: Sequence[ReportedRun], metric: str) -> str | None:
+    """Label of the control of an experiment with the best mean validation score; None if there is no choice."""
+    rows = {run.label: SuiteRow(run.label, run.method, "", "", about(run.method).control) for run in runs}
+    validation: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    for run in runs:
+        validation[run.label].append(run.metrics["training"].get("val", {}))
+    return strongest_controls(list(rows.values()), validation).get(metric)
 
 
 def tidy(runs: Sequence[ReportedRun]) -> pl.DataFrame:
