@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from moe_retriever.config import EPOCHS, Config, O_co, OptionValue, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
@@ -196,7 +197,7 @@ class Method(nn.Module, Generic[O_co]):
 
     def reference_bytes(self) -> int:
         """Size of the result of `reference_state` in bytes."""
-        return 0
+        return sum(value.nbytes for value in tree_leaves(self.reference_state()) if isinstance(value, Tensor))
 
     def reference_state(self) -> ReferenceState:
         """Information about the training samples for predictions on another store: tensors and plain values, no ids."""

@@ -141,9 +141,6 @@ class DyMo(Method[DyMoOptions]):
             self._references = references(self.shape, *(torch.cat(parts) for parts in zip(*found, strict=True)))
         return self._references
 
-    def reference_bytes(self) -> int:
-        return 4 * self.shape[1] * (self.projection.out_features * (1 + self.shape[0]) + self.shape[0])
-
     def reference_state(self) -> ReferenceState:
         return {"references": [value.cpu() for value in self.references()]}
 

@@ -201,11 +201,6 @@ class M3Care(Method[M3CareOptions]):
         s = self.graph.similarity(views, observed, views, observed)
         return NeighbourBank(observed, h, self.graph.first_states(h, self.on_device(observed), s), views)
 
-    def reference_bytes(self) -> int:
-        if self.reference is None:
-            return 0
-        return self.reference.observed.size * (self.config.common.hidden * 4 + 1)
-
     @torch.no_grad()
     def reference_state(self) -> ReferenceState:
         bank = self._neighbours()

@@ -209,9 +209,6 @@ class Muse(Method[MuseOptions]):
             self._frozen = states
         return self._frozen
 
-    def reference_bytes(self) -> int:
-        return (self.options.layers - 1) * len(self.spec.modalities) * self.config.common.hidden * 4
-
     def reference_state(self) -> ReferenceState:
         return {"modality_states": [s.cpu() for s in self._modality_states()]}
 
