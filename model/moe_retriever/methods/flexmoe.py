@@ -9,7 +9,6 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, L = M·P, T token
 combinations.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -196,17 +195,14 @@ class FlexMoE(Method[FlexMoEOptions]):
         if self.training:
             partial_T = np.repeat(~batch.observed.all(axis=1), x_BLH.shape[1])
             if self.options.balance:
-                losses["balance"] = self.options.balance * self._mean(self._balance(r, partial_T) for r in routings)
+                balances = [self._balance(r, partial_T) for r in routings]
+                losses["balance"] = self.options.balance * torch.stack(balances).mean()
             if self.options.specialise and not batch.observed.all():
                 rows, target_BE = self.on_device(np.flatnonzero(partial_T)), self._experts_of(batch)
-                terms = (self._specialise(r, rows, target_BE, x_BLH.shape[1]) for r in routings)
-                losses["specialise"] = self.options.specialise * self._mean(terms)
+                terms = [self._specialise(r, rows, target_BE, x_BLH.shape[1]) for r in routings]
+                losses["specialise"] = self.options.specialise * torch.stack(terms).mean()
         diagnostics: Diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
         return Output(self.head(fused_BD), losses, diagnostics)
-
-    @staticmethod
-    def _mean(terms: Iterable[Tensor]) -> Tensor:
-        return torch.stack(list(terms)).mean()
 
     def _stand_ins(self, batch: Batch, missing_BM: Tensor) -> Tensor:
         """(B, M, P, H) embeddings from the bank for all modalities of all samples, used for the missing ones."""
