@@ -263,26 +263,24 @@ class VolumeEncoder(nn.Module):
 Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
 
 
-def _recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
-    return lambda m, c, noise: Recurrent(rnn(m.shape[0], c.encoder_hidden), c.tokens, c.hidden)
+def _vector(m: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    if c.vector_encoder == "linear":
+        return Tokeniser(m.shape[0], c.tokens, c.hidden)
+    return VectorMLP(m.shape[0], c.encoder_hidden, c.tokens, c.hidden)
 
 
-def _event_recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
-    return lambda m, c, noise: EventRecurrent(m.shape[0], rnn(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
+def _rnn(c: Common, d: int) -> nn.RNNBase:
+    return {"gru": nn.GRU, "lstm": nn.LSTM}[c.sequence_encoder](d, c.encoder_hidden)
 
 
-# (kind of modality, name that the options refer to) → factory.
-ENCODERS: dict[tuple[str, str], Factory] = {
-    ("vector", "mlp"): lambda m, c, noise: VectorMLP(m.shape[0], c.encoder_hidden, c.tokens, c.hidden),
-    ("vector", "linear"): lambda m, c, noise: Tokeniser(m.shape[0], c.tokens, c.hidden),
-    ("genotype", "linear"): lambda m, c, noise: GenotypeTokeniser(m.shape[0], c.tokens, c.hidden),
-    ("sequence", "gru"): _recurrent(nn.GRU),
-    ("sequence", "lstm"): _recurrent(nn.LSTM),
-    ("events", "gru"): _event_recurrent(nn.GRU),
-    ("events", "lstm"): _event_recurrent(nn.LSTM),
-    ("image", "vgg11"): ImageEncoder,
-    ("image", "vgg11_bn"): ImageEncoder,
-    ("volume", "cnn3d"): lambda m, c, noise: VolumeEncoder(m, c),
+# Kind of modality → factory.
+ENCODERS: dict[str, Factory] = {
+    "vector": _vector,
+    "genotype": lambda m, c, noise: GenotypeTokeniser(m.shape[0], c.tokens, c.hidden),
+    "sequence": lambda m, c, noise: Recurrent(_rnn(c, m.shape[0]), c.tokens, c.hidden),
+    "events": lambda m, c, noise: EventRecurrent(m.shape[0], _rnn(c, c.encoder_hidden), c.tokens, c.hidden),
+    "image": ImageEncoder,
+    "volume": lambda m, c, noise: VolumeEncoder(m, c),
 }
 
 
@@ -290,9 +288,7 @@ def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, n
     """One encoder per modality, in order; their weights are equal for all methods with the same seed and options."""
     encoders = nn.ModuleList()
     for spec in modalities:
-        named = {"vector": c.vector_encoder, "image": c.image_encoder, "volume": "cnn3d", "genotype": "linear"}
-        factory = ENCODERS[spec.kind, named.get(spec.kind, c.sequence_encoder)]
-        encoder = build(partial(factory, spec, c, noise), seed, f"encoder {spec.name}")
+        encoder = build(partial(ENCODERS[spec.kind], spec, c, noise), seed, f"encoder {spec.name}")
         if isinstance(encoder, ImageEncoder) and c.image_weights:
             encoder.load_weights(c.image_weights)
         encoders.append(encoder)
