@@ -82,12 +82,12 @@ def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **bounds: 
     """A field of an options dataclass with its default, help text and, optionally, permitted values or bounds.
 
     Args:
-        bounds: `ge`, `gt`, `le` or `lt`, for a subclass of `Bounded`.
+        bounds: `ge`, `gt`, `le` or `lt`, for a subclass of `BoundedOptions`.
     """
     return field(default=default, metadata={"help": help, "choices": choices, **bounds})
 
 
-class Bounded:
+class BoundedOptions:
     """Base of options dataclasses whose values are compared with their bounds."""
 
     def __post_init__(self) -> None:

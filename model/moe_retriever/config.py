@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypedDict, TypeVar
 
 from moe_retriever.metrics import METRIC, names_of
 from mrpipe.errors import UsageError, did_you_mean
-from mrpipe.options import Bounded, option, parse_options
+from mrpipe.options import BoundedOptions, option, parse_options
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -39,7 +39,7 @@ class ConfigRecord(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common(Bounded):
+class Common(BoundedOptions):
     """Options of all methods."""
 
     # Representation

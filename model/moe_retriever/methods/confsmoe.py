@@ -30,11 +30,11 @@ from moe_retriever.nn.moe import Experts, Routing
 from moe_retriever.retrieval.bank import ReferenceSamples
 from mrpipe import keyed
 from mrpipe.errors import UsageError
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfSMoEOptions(Bounded):
+class ConfSMoEOptions(BoundedOptions):
     n_experts: int = option(8, "experts")
     expert_ffn: int = option(128, "hidden size of an expert")
     top_k: int = option(2, "experts per token", ge=1)

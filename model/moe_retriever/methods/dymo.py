@@ -26,7 +26,7 @@ from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.retrieval.bank import shaped
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 # Subsets of up to this many modalities have prototypes each; otherwise, those of equal size share them.
 MOST_SUBSETS = 4
@@ -36,7 +36,7 @@ GRID = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class DyMoOptions(Bounded):
+class DyMoOptions(BoundedOptions):
     select: str = option("reward", "recovered modalities to use", choices=("reward", "none", "all"))
     subsets: int = option(2, "random subsets of the observed modalities per sample and training step", ge=1)
     prototypes: float = option(1.0, "weight of the prototype loss", ge=0)

@@ -28,14 +28,14 @@ from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 from mrpipe.store import masks
 
 MAX_BANK = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexMoEOptions(Bounded):
+class FlexMoEOptions(BoundedOptions):
     n_experts: int = option(16, "experts; at least one per combination (if more than 5 modalities, per modality)", ge=1)
     expert_ffn: int = option(256, "hidden size of an expert")
     top_k: int = option(4, "experts per token", ge=1)

@@ -23,11 +23,11 @@ from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseMoEOptions(Bounded):
+class FuseMoEOptions(BoundedOptions):
     layers: int = option(1, "fusion layers; 3 as published", ge=1)
     n_experts: int = option(16, "number of experts")
     expert_ffn: int = option(256, "hidden size of an expert; 512 with the joint router")

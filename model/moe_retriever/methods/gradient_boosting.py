@@ -30,7 +30,7 @@ from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import Features, TabularModel, pooled_features
 from mrpipe import keyed
 from mrpipe.errors import MrpipeError
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 # Settings (learning rate, leaves, minimum samples per leaf, L2 penalty): four by hand, then a grid in random order.
 CANDIDATES = [(0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0)]
@@ -42,7 +42,7 @@ ROUNDS, PATIENCE = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientBoostingOptions(Bounded):
+class GradientBoostingOptions(BoundedOptions):
     trials: int = option(2, "settings (learning rate, leaves, leaf size, L2 penalty) compared on validation", ge=1)
     setting: int = option(
         -1, "number of the only setting to use; −1: the best of the first `trials`", ge=-1, le=len(CANDIDATES) - 1

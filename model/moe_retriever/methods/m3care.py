@@ -24,11 +24,11 @@ from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
 from moe_retriever.retrieval.bank import ReferenceSamples, shaped
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class M3CareOptions(Bounded):
+class M3CareOptions(BoundedOptions):
     threshold: float = option(0.5, "initial learned similarity threshold (0.88 and 0.5 as released)", gt=0, lt=1)
     normalise: bool = option(True, "average over neighbours with similarities as weights; False: sum, as released")
     stabiliser: float = option(1e-7, "weight of the loss | ‖φ(h)‖ − ‖h‖ |, which stabilises the similarity network")

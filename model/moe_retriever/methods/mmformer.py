@@ -23,11 +23,11 @@ from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, constant
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMFormerOptions(Bounded):
+class MMFormerOptions(BoundedOptions):
     mlp_ratio: int = option(4, "hidden size of feed-forward layers relative to H; 8 as published", ge=1)
     intra_layers: int = option(1, "layers of the transformer of each modality", ge=1)
     missing: str = option(

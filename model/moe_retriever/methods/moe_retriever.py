@@ -27,11 +27,11 @@ from moe_retriever.retrieval.nearest import NearestIndex
 from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
 from mrpipe.errors import UsageError
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoERetrieverOptions(Bounded):
+class MoERetrieverOptions(BoundedOptions):
     """Options of MoE-Retriever; docs/method.md explains them in detail."""
 
     n_experts: int = option(8, "experts per missing modality, |E_T|", ge=1)

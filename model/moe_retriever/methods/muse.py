@@ -24,11 +24,11 @@ from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.retrieval.bank import shaped
 from mrpipe import keyed
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuseOptions(Bounded):
+class MuseOptions(BoundedOptions):
     layers: int = option(2, "layers of the graph network; with 1, samples do not interact", ge=1)
     edge_drop: float = option(0.5, "share of samples that lose edges in the augmented graph", ge=0, le=1)
     unsupervised: float = option(0.5, "weight of the contrastive loss between the graph and its augmentation")

@@ -22,11 +22,11 @@ from moe_retriever.device import Head
 from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import FeedForward, TransformerBlock
 from moe_retriever.nn.dropout import Noise
-from mrpipe.options import Bounded, option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShaSpecOptions(Bounded):
+class ShaSpecOptions(BoundedOptions):
     alpha: float = option(0.1, "weight of the loss that aligns shared features of different modalities")
     beta: float = option(0.02, "weight of the loss of a modality classifier on the specific features")
     fill: str = option(
