@@ -10,6 +10,7 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
 
 import numpy as np
@@ -144,7 +145,7 @@ class Method(nn.Module, Generic[O_co]):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def __call__(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         """`forward` in the precision of the run."""
