@@ -22,7 +22,6 @@ from moe_retriever.report.experiments import MAX_DRAWN, compare, costs_of, descr
 from moe_retriever.report.methods_data import listed
 from moe_retriever.report.methods_text import MethodsText, methods_text
 from moe_retriever.report.quality import describe_quality, quality_folder
-from moe_retriever.report.references import changed_options
 from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
@@ -218,7 +217,7 @@ def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """One entry per combination of method, preset and options that differ from the preset, with its data sets."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
-        options = changed_options(run.config) | {f"transform {k}": v for k, v in run.transforms.items()}
+        options = run.changed | {f"transform {k}": v for k, v in run.transforms.items()}
         changed = {k: public(v) for k, v in options.items()}
         preset, control = run.metrics["preset"], about(run.method).control
         key = json.dumps([run.method, preset, changed], sort_keys=True)

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
 from moe_retriever.suites.spec import SuiteRow
 from moe_retriever.suites.tables import strongest_controls
+from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import non_default, p_text
 from mrpipe.reading import read_json
 from mrpipe.store.masks import combination_name
@@ -61,6 +62,19 @@ class ReportedRun:
     def options(self) -> dict[str, Any]:
         """All options of the run except its seed; runs of a method with equal options are repetitions."""
         return {**self.config["common"], **self.config["options"]}
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Options that differ from those of the preset in the present version."""
+        from moe_retriever.config import make_config
+        from moe_retriever.methods import get
+
+        try:
+            preset = make_config(get(self.method), preset=self.config["preset"], seed=0, overrides={})
+        except UsageError:
+            return {}
+        usual = {**asdict(preset.common), **asdict(preset.own)}
+        return {k: v for k, v in sorted(self.options.items()) if k in usual and v != usual[k]}
 
     @property
     def missingness(self) -> str:
