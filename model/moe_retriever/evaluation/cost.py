@@ -34,12 +34,6 @@ from mrpipe.terminal import print_table
 from mrpipe.transforms.options import TransformOptions
 
 
-def _configurations(names: Sequence[str], asked: Sequence[str] | None) -> list[tuple[str, ...]]:
-    if asked is not None:
-        return [tuple(asked)]
-    return [c for k in range(min(2, len(names)), len(names) + 1) for c in combinations(names, k)]
-
-
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement for `peak_memory_mb`, after returning freed memory to the system."""
     gc.collect()
@@ -159,7 +153,9 @@ def measure(
         DataError: the mask file belongs to another store or lacks samples.
     """
     rows: list[dict[str, Any]] = []
-    for names in _configurations([m.name for m in store.modalities], modalities):
+    every, least = [m.name for m in store.modalities], min(2, len(store.modalities))
+    several = [c for k in range(least, len(every) + 1) for c in combinations(every, k)]
+    for names in several if modalities is None else [tuple(modalities)]:
         data = load(
             store, task=task, scheme=scheme, modalities=names, mask_file=mask_file, transform=transform, device=device
         )
