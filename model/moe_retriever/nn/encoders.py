@@ -270,7 +270,7 @@ def _vector(m: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
 
 
 def _rnn(c: Common, d: int) -> nn.RNNBase:
-    return {"gru": nn.GRU, "lstm": nn.LSTM}[c.sequence_encoder](d, c.encoder_hidden)
+    return nn.LSTM(d, c.encoder_hidden) if c.sequence_encoder == "lstm" else nn.GRU(d, c.encoder_hidden)
 
 
 # Kind of modality → factory.

@@ -118,7 +118,7 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
     lead = {m: comparison.best(m, trained) for m in filled.metrics}
     estimates = {metric: _estimates(suite, filled, metric) for metric in filled.metrics}
     other = column.test or column.task or column.scheme
-    tables = [] if other else [suite.published]
+    tables: list[str] = [] if other else [suite.published]
     paper = published_rows(column.dataset, column.modalities, column.missingness, tables)
     for row in suite.every_row:
         for metric in filled.metrics:
