@@ -7,9 +7,21 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 Shape = Sequence[int]
+
+
+def _attention(q: Shape, k: Shape, v: Shape, *rest: object, **more: object) -> int:
+    """QKᵀ and its product with V."""
+    batch, heads, n_q, d = q
+    return 2 * batch * heads * n_q * k[2] * (d + v[3])
+
+
+def _attention_backward(d_out: Shape, q: Shape, k: Shape, v: Shape, *rest: object, **more: object) -> int:
+    """QKᵀ recomputed, and the gradients of both factors of both products."""
+    batch, heads, n_q, d = q
+    return 2 * batch * heads * n_q * k[2] * (3 * d + 2 * v[3])
 
 
 def _recurrent(x: Shape, weights: Sequence[Shape], *rest: object, **more: object) -> int:
@@ -24,8 +36,8 @@ def _bag(weight: Shape, indices: Shape, *rest: object, **more: object) -> int:
 
 # Operators without public names; those that this version of torch lacks are not counted.
 _FORMULAS: dict[str, Callable[..., int]] = {
-    "_scaled_dot_product_flash_attention_for_cpu": sdpa_flop,
-    "_scaled_dot_product_flash_attention_for_cpu_backward": sdpa_backward_flop,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "_grouped_mm": lambda a, b, *rest, **more: 2 * math.prod(a) * b[-1],
     "_cudnn_rnn": _recurrent,
     "_embedding_bag": _bag,
