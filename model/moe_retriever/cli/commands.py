@@ -209,11 +209,11 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _analyse(arguments: argparse.Namespace) -> None:
     device = machine(arguments)
-    from moe_retriever.evaluation.analysis import Request, analyse
+    from moe_retriever.evaluation.analysis import analyse
     from mrpipe.store.reader import open_verified
 
     what = {name: getattr(arguments, name) for name in ("out", "what", "part", "combination")}
-    for path in analyse(Request(runs=arguments.run, store=open_verified(arguments.store), device=device, **what)):
+    for path in analyse(arguments.run, open_verified(arguments.store), device=device, **what):
         print(path)
 
 
