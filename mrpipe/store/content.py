@@ -1,7 +1,8 @@
-"""Description of the files of a store: the part of its manifest that follows from them."""
+"""Description of the files of a store, the part of its manifest that follows from them, and identity of what is read."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from mrpipe.schema import MODALITY_KEY, SPLIT_KEY, TASK_KEY
 from mrpipe.store import masks
 from mrpipe.store.layout import StoreLayout
+from mrpipe.store.manifest import Manifest, digest
 from mrpipe.store.parquet import read_metadata
 
 
@@ -31,7 +33,11 @@ def describe(
         return declared | {"file": file, "rows": rows, "size": path.stat().st_size, "sha256": hashes[file]}
 
     samples = pl.read_parquet(paths.samples, columns=["subject_id", "modality_mask"])
-    declared = tuple(entry(paths.modality(m), MODALITY_KEY) for m in modalities)
+    features = pl.read_parquet(paths.dictionary)
+    declared = tuple(
+        entry(paths.modality(m), MODALITY_KEY) | {"dictionary_sha256": _hash(features.filter(modality=m))}
+        for m in modalities
+    )
     splits = []
     for scheme in sorted(schemes):
         counts = pl.read_parquet(paths.split(scheme), columns=["split"]).group_by("split").len().sort("split")
@@ -47,3 +53,33 @@ def describe(
         "n_subjects": samples["subject_id"].n_unique(),
         "pattern_counts": {masks.combination_name(masks.to_names(mask, bits)): n for mask, n in patterns.items()},
     }
+
+
+def _hash(rows: pl.DataFrame) -> str:
+    """SHA-256 of the names of the columns and of the rows of a table as JSON, in blocks of 65,536 rows."""
+    found = hashlib.sha256(json.dumps(rows.columns).encode())
+    for block in rows.iter_slices(2**16):
+        found.update(json.dumps(block.rows(), default=str).encode())
+    return found.hexdigest()
+
+
+def data_identity(
+    manifest: Manifest, modalities: Collection[str] | None = None, task: str | None = None, scheme: str | None = None
+) -> str:
+    """Identity of the tables that a training or an evaluation reads, from the hashes in the manifest.
+
+    It covers the samples, the modalities with their features, the labels and the split. Options of the build, other
+    modalities, tasks and splits do not change it.
+
+    Args:
+        modalities: names; default: all.
+        task, scheme: names; None for the store's defaults; none is read if the store does not have the name.
+    """
+    tables = {table["name"]: table["sha256"] for table in manifest.tables}
+    # In stores of earlier versions, only the dictionary of all modalities has a hash.
+    known = [{"dictionary_sha256": tables["dictionary"], **m} for m in manifest.modalities]
+    read = [m for m in known if modalities is None or m["name"] in modalities]
+    labels = [label for label in manifest.labels if task in (None, label["name"])][:1]
+    splits = {split["scheme"]: split for split in manifest.splits}
+    split = splits.get(scheme or "default", splits.get(manifest.default_scheme) if scheme in (None, "default") else None)
+    return digest([manifest.dataset, manifest.origin, tables["samples"], read, labels, split])[:16]
