@@ -1,6 +1,5 @@
-"""Description of the files of a store, the part of its manifest that follows from them, and identity of what is read."""
+"""Description of the files of a store: the part of its manifest that follows from them, and identities of tables."""
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -33,11 +32,9 @@ def describe(
         return declared | {"file": file, "rows": rows, "size": path.stat().st_size, "sha256": hashes[file]}
 
     samples = pl.read_parquet(paths.samples, columns=["subject_id", "modality_mask"])
-    features = pl.read_parquet(paths.dictionary)
-    declared = tuple(
-        entry(paths.modality(m), MODALITY_KEY) | {"dictionary_sha256": _hash(features.filter(modality=m))}
-        for m in modalities
-    )
+    rows = {m: pl.scan_parquet(paths.dictionary).filter(modality=m).collect().iter_slices(2**16) for m in modalities}
+    known = {m: {"dictionary_sha256": digest([digest(block.rows()) for block in rows[m]])} for m in modalities}
+    declared = tuple(entry(paths.modality(m), MODALITY_KEY) | known[m] for m in modalities)
     splits = []
     for scheme in sorted(schemes):
         counts = pl.read_parquet(paths.split(scheme), columns=["split"]).group_by("split").len().sort("split")
@@ -55,21 +52,12 @@ def describe(
     }
 
 
-def _hash(rows: pl.DataFrame) -> str:
-    """SHA-256 of the names of the columns and of the rows of a table as JSON, in blocks of 65,536 rows."""
-    found = hashlib.sha256(json.dumps(rows.columns).encode())
-    for block in rows.iter_slices(2**16):
-        found.update(json.dumps(block.rows(), default=str).encode())
-    return found.hexdigest()
-
-
 def data_identity(
     manifest: Manifest, modalities: Collection[str] | None = None, task: str | None = None, scheme: str | None = None
 ) -> str:
     """Identity of the tables that a training or an evaluation reads, from the hashes in the manifest.
 
-    It covers the samples, the modalities with their features, the labels and the split. Options of the build, other
-    modalities, tasks and splits do not change it.
+    It covers the samples, the modalities with their rows of the dictionary, the labels and the split, and nothing else.
 
     Args:
         modalities: names; default: all.
@@ -80,6 +68,6 @@ def data_identity(
     known = [{"dictionary_sha256": tables["dictionary"], **m} for m in manifest.modalities]
     read = [m for m in known if modalities is None or m["name"] in modalities]
     labels = [label for label in manifest.labels if task in (None, label["name"])][:1]
-    splits = {split["scheme"]: split for split in manifest.splits}
-    split = splits.get(scheme or "default", splits.get(manifest.default_scheme) if scheme in (None, "default") else None)
-    return digest([manifest.dataset, manifest.origin, tables["samples"], read, labels, split])[:16]
+    scheme = manifest.default_scheme if scheme in (None, "default") else scheme
+    splits = [split for split in manifest.splits if split["scheme"] == scheme]
+    return digest([manifest.dataset, manifest.origin, tables["samples"], read, labels, splits])[:16]

@@ -21,7 +21,7 @@ from mrpipe.store.layout import StoreLayout
 
 FORMAT = 2
 RESTORE = "Restore the store from a copy, or delete its folder and build it again."
-# Keys that do not describe the data. The same data have the same id, whichever version, options and files they are from.
+# Keys that do not describe the data: neither the version nor the history of the same data is part of their id.
 _NOT_IN_ID = {"code_hash", "mrpipe_version", "card", "store_id", "checksum"}
 _HISTORY = {"options", "options_changed", "inputs", "notes"}
 # Elements of `x` per byte of its file. Constant values, which compress best, reach a tenth of it.

@@ -272,9 +272,8 @@ class Store:
         with reading(root, "readable tables", RESTORE):
             content = describe(root, self.bits, [t.name for t in self.tasks], self.schemes, stated)
             breaches = find_breaches(root, self.tasks, deep=deep)
-        for stated_of, found_of in zip(manifest.modalities, content["modalities"], strict=True):
-            if "dictionary_sha256" not in stated_of:  # a store of an earlier version
-                del found_of["dictionary_sha256"]
+        for known, found in zip(manifest.modalities, content["modalities"], strict=True):
+            found.pop("" if "dictionary_sha256" in known else "dictionary_sha256", None)  # not in an older store
         place = str(self._paths.manifest)
         for key, value in content.items():
             for column, actual, found in differences(getattr(manifest, key), value, key):

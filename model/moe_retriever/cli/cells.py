@@ -142,11 +142,7 @@ def _inputs(cell: Mapping[str, Any], test: str) -> list[str]:
     """Identities of the stores, masks, selected options and initial weights, and the version of torch."""
     words, trained = [*cell["train"], *cell["tests"][test]], _train_arguments(cell)
     manifests = [open_store(value).manifest for flag, value in pairwise(words) if flag in STORES]
-    # What is not given has the defaults of the training store.
-    names = trained.modalities or [m["name"] for m in manifests[0].modalities]
-    task = trained.task or next((label["name"] for label in manifests[0].labels), None)
-    scheme = trained.scheme or manifests[0].default_scheme
-    found = [data_identity(manifest, names, task, scheme) for manifest in manifests]
+    found = [data_identity(manifest, trained.modalities, trained.task, trained.scheme) for manifest in manifests]
     found += [mask_hash(Path(value)) for flag, value in pairwise(words) if flag == "--mask" and Path(value).is_file()]
     if trained.options and trained.options.is_file():
         found.append(digest({key: value for key, value in read_json(trained.options).items() if key != "store_id"}))
