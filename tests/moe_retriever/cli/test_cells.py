@@ -11,6 +11,7 @@ import pytest
 
 from moe_retriever.cli import cells as module
 from moe_retriever.evaluation import evaluate
+from moe_retriever.training import checkpoint
 from mrpipe import Store, open_store
 from mrpipe.cli.main import main
 from mrpipe.experiment.missingness import Missingness, write_masks
@@ -143,6 +144,13 @@ def test_a_store_that_is_sealed_again_trains_only_the_runs_that_read_a_changed_t
     assert complete(requested, out) == 0
     assert main(["evaluate", "--run", str(run), "--store", str(own), "--quiet"]) == 0
     assert (run / "history.parquet").stat().st_mtime_ns == trained
+
+    # A run of an earlier version knows the id of its store only.
+    model = checkpoint.read(run / "model.pt")
+    origin = {key: value for key, value in json.loads(str(model["origin"])).items() if key != "data_id"}
+    checkpoint.write(run / "model.pt", model | {"origin": json.dumps(origin)})
+    assert main(["evaluate", "--run", str(run), "--store", str(own), "--quiet"]) == 0
+    checkpoint.write(run / "model.pt", model)
 
     described(own, "table", "other")
     assert main(["evaluate", "--run", str(run), "--store", str(own), "--quiet"]) == 3
