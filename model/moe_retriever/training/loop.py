@@ -248,9 +248,9 @@ def _code_hash(method: str) -> str:
 
 def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
     """Hash of everything that determines a trained model: options, data, initial weights and code."""
-    weights, common, data = config.common.image_weights, vars(config.common), cast(dict[str, object], described["data"])
+    weights, common = config.common.image_weights, vars(config.common)
     used = described | {"common": {name: value for name, value in common.items() if name not in EVALUATION}}
-    used |= {"data": {name: value for name, value in data.items() if name != "store_id"}}
+    used |= {"data": {k: v for k, v in cast(dict[str, object], described.get("data", {})).items() if k != "store_id"}}
     parts = [json.dumps(used, sort_keys=True), _code_hash(config.method)]
     parts += [torch.__version__, sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
