@@ -272,6 +272,8 @@ class Store:
         with reading(root, "readable tables", RESTORE):
             content = describe(root, self.bits, [t.name for t in self.tasks], self.schemes, stated)
             breaches = find_breaches(root, self.tasks, deep=deep)
+        for known, found in zip(manifest.modalities, content["modalities"], strict=True):
+            found.pop("" if "dictionary_sha256" in known else "dictionary_sha256", None)  # not in an older store
         place = str(self._paths.manifest)
         for key, value in content.items():
             for column, actual, found in differences(getattr(manifest, key), value, key):

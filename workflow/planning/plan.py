@@ -74,6 +74,11 @@ class StorePlan:
         return parse_options(self.dataset.options, self.options, context=self.name)
 
     @property
+    def default_scheme(self) -> str:
+        """The scheme of runs that name none, as `seal` chooses it."""
+        return self.dataset.default_scheme if self.dataset.default_scheme in self.schemes else min(self.schemes)
+
+    @property
     def simulated(self) -> bool:
         return self.raw is None and self.sealed is None
 

@@ -305,6 +305,26 @@ def mask_file(run):
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
 
 
+def content_files(name, modalities=(), scheme=None):
+    """Verification of a store, which alone reruns no job, and hashes of the tables (default: all) that a job reads.
+
+    The tables of a sealed store are known by its verification only.
+    """
+    store, verified = SUITES.store(name), f"<results>/verified/{name}.txt"
+    if store.sealed:
+        return [verified]
+    tables = ["samples", *(f"modalities/{m}" for m in modalities or store.modalities if m in store.modalities)]
+    tables += [f"splits/{s}" for s in store.schemes if scheme in (None, s)]
+    return [ancient(verified), *(f"<results>/contents/{name}/{table}.txt" for table in tables)]
+
+
+def contents(runs):
+    """The files of `content_files` of trainings and evaluations."""
+    stores = {(name, r.modalities, r.scheme) for r in runs for name in (r.store, r.test_store)}
+    asked = {(name, view, scheme or SUITES.store(name).default_scheme) for name, view, scheme in stores}
+    return sorted({file for key in asked for file in content_files(*key)})
+
+
 def store_files(name):
     """The verification of a store and, so that a deleted store is built again, its manifest."""
     built = [] if SUITES.store(name).sealed else [f"<results>/stores/{name}/manifest.json"]

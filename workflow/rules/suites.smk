@@ -31,7 +31,7 @@ rule search:
     # One search per method, shared by all seeds, with the same budget for every method, scored on the validation split.
     # It is not grouped with its cells: the seeds would share its one GPU, and a failed cell would fail the search too.
     input:
-        verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
+        contents=lambda wildcards: contents([searched(wildcards)]),
         mask=lambda wildcards: mask_file(searched(wildcards)),
     output:
         best="<results>/searches/{experiment}/{method}/best.json",
@@ -62,7 +62,7 @@ rule search:
 rule cost:
     # Figure 4. Other jobs on the same machine affect the measured times: for undisturbed ones, use `--cores 1`.
     input:
-        verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
+        contents=lambda wildcards: content_files(searched(wildcards).store),
         mask=lambda wildcards: mask_file(searched(wildcards)),
     output:
         "<results>/costs/{experiment}/{method}.csv",

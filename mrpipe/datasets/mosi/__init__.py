@@ -8,6 +8,10 @@ from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, read_audio, read_te
 from mrpipe.datasets.mosi.simulate.export import simulate
 from mrpipe.schema import Dataset, ModalityReader, Scheme
 
+# Files of sound and of pictures by their published names, or in folders of features by clip.
+_NO_SOUND = ("!*covarep*.csd", "!*coavarep*.csd", "!*opensmile*.csd", "!audio/*.npy", "!acoustic/*.npy")
+_NO_PICTURES = ("!*facet*.csd", "!*openface*.csd", "!vision/*.npy", "!visual/*.npy", "!video/*.npy")
+
 
 def declare(corpus: Corpus) -> Dataset:
     readers = {"text": read_text, "audio": read_audio, "vision": read_vision}
@@ -26,6 +30,11 @@ def declare(corpus: Corpus) -> Dataset:
         simulate=simulate,
         modalities_of=modalities_of,
         people=False,
+        files={
+            **dict.fromkeys(("cohort", "text"), ("*", *_NO_SOUND, *_NO_PICTURES)),
+            "audio": ("*", *_NO_PICTURES),
+            "vision": ("*", *_NO_SOUND),
+        },
         tiny={"n_videos": 12, "clips_per_video": 6.0},
     )
 

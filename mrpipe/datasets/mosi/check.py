@@ -5,10 +5,12 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.mosi.export import open_export
+from mrpipe.datasets.mosi.formats.csd import role_of
 from mrpipe.datasets.mosi.formats.pickles import PICKLE_SUFFIXES
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.readers import survey, text_choice
+from mrpipe.errors import DataError, Fault
 from mrpipe.schema import Checked
 
 RELEASES = {
@@ -34,6 +36,11 @@ def check(raw: Path, options: MosiOptions) -> Checked:
     release = RELEASES[export.format]
     files, unused = export.files, dict(export.unused)
     if isinstance(export, SdkExport):
+        for role, sequence in export.chosen.items():
+            if (named := role_of(sequence.path.stem)[0]) in ("audio", "vision") and named != role:
+                fix = "Rename the file: the workflow knows by their names which files a step reads."
+                expected, found = f"a name of {role}", f"a name of {named}"
+                raise DataError(Fault(file=sequence.path.name, expected=expected, found=found, fix=fix))
         texts = [s.path for role in ("words", "vectors") if (s := export.chosen.get(role))]
         for path in (p for p in texts if p.name != export.text_source()[0]):
             files = tuple(f for f in files if f != path)
