@@ -137,9 +137,10 @@ class SuiteSpec:
 def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
     columns = [c | {"modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])} for c in said["columns"]]
     plain = {f.name: said[f.name] for f in fields(SuiteSpec) if f.name in said}
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     known["rows"] = tuple(SuiteRow(**row) for row in said["rows"])
-    return SuiteSpec(**known | {"name": said["suite"], "columns": tuple(SuiteColumn(**column) for column in columns)})
+    known |= {"name": said["suite"], "columns": tuple(SuiteColumn(**column) for column in columns)}
+    return SuiteSpec(**known)
 
 
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
