@@ -59,11 +59,13 @@ def require_folder(raw: Path) -> None:
         raise DataError(Fault(file=str(raw), expected="the folder of the export", found=found, fix=fix))
 
 
-def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults: FaultCollector) -> Path | None:
+def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, shown_as: str = "") -> Path:
     """Find the only file under `raw` whose relative path matches one of `patterns` (full match, ignoring case).
 
-    A pattern that ends with `\\.csv` matches tables of every form (`forms.ENDINGS`). Returns None and adds a problem to
-    `faults` if no file or several files match.
+    A pattern that ends with `\\.csv` matches tables of every form (`forms.ENDINGS`).
+
+    Raises:
+        DataError: no file or several files match; names `shown_as`, by default the first pattern.
     """
     expressions = [re.compile(re.sub(r"\\\.csv$", lambda _: ENDINGS, p), re.IGNORECASE) for p in patterns]
     files = sorted(p for p in raw.rglob("*") if p.is_file())
@@ -72,9 +74,8 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
         return matches[0]
     found = "no such file" if not matches else ", ".join(p.relative_to(raw).as_posix() for p in matches)
     # Without escapes and folders, the pattern reads like a file name, e.g. `design_topics.csv`.
-    shown_as = f"{raw.name}/" + re.sub(r"^\((?:\?:)?\.\*/\)\?|\\", "", patterns[0])
-    faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
-    return None
+    shown_as = shown_as or f"{raw.name}/" + re.sub(r"^\((?:\?:)?\.\*/\)\?|\\", "", patterns[0])
+    raise DataError(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
 
 
 def few(names: Sequence[str], n: int = 5) -> str:
