@@ -41,13 +41,8 @@ class Fault:
     row: int | None = None
 
     def __str__(self) -> str:
-        place = self.file
-        if self.column is not None:
-            place += f", column {self.column!r}"
-        if self.line is not None:
-            place += f", line {self.line}"
-        if self.row is not None:
-            place += f", row {self.row}"
+        places = {"column": self.column, "line": self.line, "row": self.row}
+        place = self.file + "".join(f", {name} {at!r}" for name, at in places.items() if at is not None)
         text = f"{place}: expected {self.expected}; found {self.found}"
         return f"{text}. {self.fix}" if self.fix else text
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -14,17 +14,6 @@ from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.encoding import Encoded, decode_array, encode_array
 from mrpipe.transforms.options import TransformOptions
-
-
-class Step(Protocol):
-    """A fitted step for a group of columns of a feature matrix."""
-
-    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-    @property
-    def width(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -137,6 +126,7 @@ class TfidfSvd(Encoded):
         return len(self.components)
 
 
+Step = Numeric | OneHot | TfidfSvd  # a fitted step for a group of columns of a feature matrix
 _STEPS: dict[str, Any] = {c.kind: c for c in (Numeric, OneHot, TfidfSvd)}
 
 
@@ -152,15 +142,15 @@ class FeatureTransform:
         kinds = dictionary["kind"].to_list()
         if len(kinds) != x.shape[1]:
             raise UsageError(f"{arrays.modality.name}: {len(kinds)} dictionary rows for {x.shape[1]} features")
+        category, count = (np.array([kind == k for kind in kinds], dtype=bool) for k in ("categorical", "count"))
+        numeric, category, count = (np.flatnonzero(k) for k in (~(category | count), category, count))
         groups: list[tuple[NDArray[np.int64], Step]] = []
-        columns = {k: np.flatnonzero([kind == k for kind in kinds]) for k in ("categorical", "count")}
-        numeric = np.flatnonzero([kind not in columns for kind in kinds])
         if len(numeric):
             groups.append((numeric, Numeric.fit(x[:, numeric], options)))
-        if len(c := columns["categorical"]):
-            groups.append((c, OneHot.fit(x[:, c], [len(dictionary["levels"][int(j)]) for j in c])))
-        if len(c := columns["count"]):
-            groups.append((c, TfidfSvd.fit(x[:, c], options)))
+        if len(category):
+            groups.append((category, OneHot.fit(x[:, category], dictionary["levels"].list.len()[category].to_list())))
+        if len(count):
+            groups.append((count, TfidfSvd.fit(x[:, count], options)))
         return cls(tuple(groups))
 
     def apply(self, arrays: Arrays) -> Arrays:
