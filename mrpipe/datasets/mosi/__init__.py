@@ -1,16 +1,15 @@
 """CMU-MOSI: 2,199 opinion segments of 93 video reviews with text, audio and vision (Zadeh et al., 2016)."""
 
-from mrpipe.datasets.mosi.check import check, modalities_of
-from mrpipe.datasets.mosi.cohort import cohort
+from mrpipe.datasets.mosi.cohort import check, cohort, modalities_of
 from mrpipe.datasets.mosi.corpora import MOSI, Corpus
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
-from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, read_audio, read_text, read_vision
+from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, FrameReader, read_text
 from mrpipe.datasets.mosi.simulate.export import simulate
 from mrpipe.schema import Dataset, ModalityReader, Scheme
 
 
 def declare(corpus: Corpus) -> Dataset:
-    readers = {"text": read_text, "audio": read_audio, "vision": read_vision}
+    readers = {"text": read_text, "audio": FrameReader("audio"), "vision": FrameReader("vision")}
     return Dataset(
         **{k: getattr(corpus, k) for k in ("name", "title", "citation", "licence", "provider", "notes")},
         options=type("Options", (MosiOptions,), {"corpus": corpus}),
