@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,9 +28,6 @@ from mrpipe.store.invariants import find_breaches
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import RESTORE, Manifest, differences, read_manifest
 from mrpipe.store.splits import PARTS
-
-if TYPE_CHECKING:
-    from mrpipe.transforms.fit import Transforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,22 +245,17 @@ class Store:
         schema = {"modalities": pl.String, "modality_mask": pl.UInt16, "n": pl.Int64}
         return pl.DataFrame(rows, schema=schema, orient="row")
 
-    def arrays(
-        self, name: str, *, split: str | None = None, part: str | None = None, transform: Transforms | None = None
-    ) -> Arrays:
+    def arrays(self, name: str, *, split: str | None = None, part: str | None = None) -> Arrays:
         """One modality as numpy arrays; not copied if dtype and layout allow.
 
         Args:
             split, part: restrict the samples to this scheme (`default` or, with `part`, None: default scheme) and part.
-            transform: fitted transforms to apply.
 
         Raises:
             DataError: another store took the place of this one after it was opened.
         """
         arrays = self.row_group(name, None)
-        if part is not None or split is not None:
-            arrays = arrays.take(self.rows(name, split, part))
-        return arrays if transform is None else transform.apply(name, arrays)
+        return arrays if part is None and split is None else arrays.take(self.rows(name, split, part))
 
     def row_group(self, name: str, number: int | None) -> Arrays:
         """One row group of a modality's table, or all rows; see `row_group_starts`."""
