@@ -156,9 +156,9 @@ def cell(value: object) -> str:
     return "a number" if re.fullmatch(NUMBER, text) else f"text of {len(text)} characters"
 
 
-def cells(values: Iterable[object], n: int = 5) -> str:
+def cells(values: Iterable[object]) -> str:
     """The first cells of a list in a message: each kind once."""
-    return ", ".join(dict.fromkeys(cell(value) for value in list(values)[:n]))
+    return ", ".join(dict.fromkeys(cell(value) for value in list(values)[:5]))
 
 
 def shape(name: str) -> str:
