@@ -144,12 +144,6 @@ def match_header(header: Iterable[str], columns: Sequence[Column]) -> dict[str, 
     return found
 
 
-def _repeated_columns(header: Sequence[str], matched: Mapping[str, str]) -> list[str]:
-    """Canonical names of matched columns that occur repeatedly in a header (polars renames exact repeats)."""
-    plain = [re.sub(r"_duplicated_\d+$", "", h).strip().lower() for h in header]
-    return [name for name, found in matched.items() if plain.count(found.strip().lower()) > 1]
-
-
 def typed(column: Column) -> pl.Expr:
     """Cast to the declared dtype; unparsable values become null. Dates and times are parsed as ISO 8601.
 
@@ -189,16 +183,17 @@ def read_csv(
             found, fix = f"columns {', '.join(raw.columns[:12])}", "Check whether the column was renamed or omitted."
             faults.add(Fault(file=shown_as, column=column.name, expected=expected, found=found, fix=fix))
     faults.raise_if_any()
-    for name in _repeated_columns(raw.columns, header):
+    # polars renames exact repeats.
+    plain = [re.sub(r"_duplicated_\d+$", "", h).strip().lower() for h in raw.columns]
+    for name in (name for name, found in header.items() if plain.count(found.strip().lower()) > 1):
         faults.add(Fault(file=shown_as, column=name, expected="this column once", found="several columns of this name"))
     faults.raise_if_any()
     raw = raw.with_row_index(ROW, offset=1).filter(pl.any_horizontal(pl.exclude(ROW).is_not_null()))
-    numbers = raw[ROW]
-    frame = raw.select(pl.col(header[c.name]).alias(c.name) for c in columns if c.name in header)
+    numbers, present = raw[ROW], [c for c in columns if c.name in header]
+    frame = raw.select(pl.col(header[c.name]).alias(c.name) for c in present)
     if frame.is_empty():
         fix = "Export the table again."
         raise DataError(Fault(file=shown_as, expected="at least one row", found="a header without rows", fix=fix))
-    present = [c for c in columns if c.name in header]
     texts = [(c, pl.col(c.name).str.strip_chars()) for c in present]
     cleaned = frame.with_columns(pl.when(~text.is_in(c.null_values)).then(text) for c, text in texts)
     cast = cleaned.with_columns(typed(c).alias(c.name) for c in present)

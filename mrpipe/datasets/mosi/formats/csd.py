@@ -141,31 +141,27 @@ def each(sequence: Sequence, *, features: bool = True) -> Iterator[tuple[str, Cs
         if not keys:
             faults.add(sequence.fault("", None, "at least one video", "an empty group"))
         for video, numbered in sorted(keys.items()):
-            entries = []
+            entries: list[Any] = []
             for number, key in sorted(numbered, key=lambda n: -1 if n[0] is None else n[0]):
                 entry = faults.attempt(_entry, file, sequence, key, file.get(data, key), features)
                 if entry is None:
                     continue
-                *values, d = entry
+                d = entry[2]
                 width = d if width is None else width
                 if width != d:
                     faults.add(sequence.fault(key, "features", f"{width} features, as in the previous entries", f"{d}"))
-                entries.append((number, *values))
+                entries.append((number, *entry[:2]))
             if len({n is None for n, _, _ in entries}) > 1:
                 found = f"both '{video}' and its segments '{video}[i]'"
                 faults.add(sequence.fault(video, None, "either the whole video or its segments", found))
             if not faults.faults:
-                yield video, _joined(entries)
-    _raise_short(faults, sequence)
-
-
-def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]) -> CsdEntry:
-    numbers = [n for n, _, _ in entries]
-    segment = None
-    if numbers[0] is not None:
-        segment = np.repeat(np.array(numbers, dtype=np.int64), [len(i) for _, _, i in entries])
-    features, intervals = (np.concatenate(parts) for parts in list(zip(*entries, strict=True))[1:])
-    return CsdEntry(features=features, intervals=intervals, segment=segment)
+                numbers, values, times = zip(*entries, strict=True)
+                x, intervals, n_rows = np.concatenate(values), np.concatenate(times), [len(t) for t in times]
+                segment = None if numbers[0] is None else np.repeat(np.array(numbers, dtype=np.int64), n_rows)
+                yield video, CsdEntry(features=x, intervals=intervals, segment=segment)
+    if (rest := len(faults.faults) - 10) > 0:
+        faults.faults[10:] = [sequence.fault("", None, "entries without errors", f"errors in {rest} more entries")]
+    faults.raise_if_any()
 
 
 def _entry(
@@ -201,11 +197,3 @@ def _entry(
         return np.array(texts, dtype=object), intervals, d
     require(values.dtype.kind in "fiu", "features", "numbers or words", f"{values.dtype}")
     return values.reshape(-1, d).astype(np.float32, copy=False), intervals, d
-
-
-def _raise_short(faults: FaultCollector, sequence: Sequence) -> None:
-    """Raise the faults of one file; the first ten are listed, the others counted."""
-    if (rest := len(faults.faults) - 10) > 0:
-        del faults.faults[10:]
-        faults.add(sequence.fault("", None, "entries without errors", f"errors in {rest} more entries"))
-    faults.raise_if_any()

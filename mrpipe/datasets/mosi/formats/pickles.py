@@ -23,14 +23,9 @@ EXPECTED = (
 
 
 @lru_cache(maxsize=1)
-def _cached(path: Path, mtime_ns: int, size: int) -> Any:
+def _content(path: Path, *state: int) -> Any:
+    """Content of a pickle in this state; the last one is cached, as check, cohort and all modalities read the same."""
     return read_pickle(path)
-
-
-def load_pickle(path: Path) -> Any:
-    """Content of a pickle; the last one is cached, because check, cohort and all modalities read the same file."""
-    stat = path.stat()
-    return _cached(path, stat.st_mtime_ns, stat.st_size)
 
 
 def open_pickle(path: Path, corpus: Corpus) -> SplitExport:
@@ -39,7 +34,8 @@ def open_pickle(path: Path, corpus: Corpus) -> SplitExport:
     Raises:
         DataError: an unknown layout, or errors in the content.
     """
-    content = load_pickle(path)
+    stat = path.stat()
+    content = _content(path, stat.st_mtime_ns, stat.st_size)
     if isinstance(content, dict) and "valid" not in content:
         content = {MODES.get(k, k): v for k, v in content.items()}
     train = content.get("train") if isinstance(content, dict) else None
