@@ -11,7 +11,6 @@ from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import SCREEN_SIZE, open_export, read_legend
 from mrpipe.datasets.features import from_files
 from mrpipe.datasets.images import SUFFIXES, decode, image_modality, to_array
-from mrpipe.raw import Folder
 from mrpipe.schema import Features
 
 SCREENSHOT = "screenshot, RGB, channels first, resized bilinearly; values 0-255, not normalised"
@@ -29,7 +28,7 @@ def read_screenshots(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -
     Raises:
         DataError: while the batches are read, if an image is damaged.
     """
-    folder = Folder(raw, "screenshots")
+    folder = open_export(raw)["screenshots"]
     names = folder.stems(SUFFIXES)
     ids = samples["sample_id"].sort().to_list()
     height, width = options.image_size
