@@ -223,9 +223,10 @@ class Folder:
 
     def __init__(self, raw: Path, name: str):
         self.name = name
-        self.unpacked = raw / name
-        self.archive = raw / f"{name}.zip"
+        self.unpacked, self.archive = raw / name, raw / f"{name}.zip"
         self.ignored = self.archive if self.unpacked.is_dir() and self.archive.is_file() else None
+        self.exists = self.unpacked.is_dir() or self.archive.is_file()
+        self.source = name if self.unpacked.is_dir() or not self.exists else self.archive.name
         self._zip: zipfile.ZipFile | None = None
         members: list[tuple[str, zipfile.ZipInfo | Path]] = []
         if self.unpacked.is_dir():
@@ -248,15 +249,6 @@ class Folder:
                 file = f"{self.source}/{path}"
                 raise DataError(Fault(file=file, expected="each file name once", found=found, fix=fix))
             self._members[parts[-1]], shown[parts[-1]] = member, path
-
-    @property
-    def exists(self) -> bool:
-        return self._zip is not None or self.unpacked.is_dir()
-
-    @property
-    def source(self) -> str:
-        """Name in error messages and manifests."""
-        return self.archive.name if self._zip else self.name
 
     def files(self) -> list[Path]:
         """Files on disk, for the inventory: the archive, or all members."""
