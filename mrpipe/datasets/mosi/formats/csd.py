@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.datasets.hdf5 import Hdf5, opened
+from mrpipe.datasets.arrays import Hdf5, opened
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import utf8
 
