@@ -4,8 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpipe.datasets.mosi.export import open_export
-from mrpipe.datasets.mosi.formats.pickles import PICKLE_SUFFIXES
+from mrpipe.datasets.mosi.export import PICKLE_SUFFIXES, open_export
 from mrpipe.datasets.mosi.formats.sdk import SdkExport
 from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.readers import survey, text_choice
