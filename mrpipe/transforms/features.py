@@ -142,15 +142,15 @@ class FeatureTransform:
         kinds = dictionary["kind"].to_list()
         if len(kinds) != x.shape[1]:
             raise UsageError(f"{arrays.modality.name}: {len(kinds)} dictionary rows for {x.shape[1]} features")
-        category, count = (np.array([kind == k for kind in kinds], dtype=bool) for k in ("categorical", "count"))
-        numeric, category, count = (np.flatnonzero(k) for k in (~(category | count), category, count))
         groups: list[tuple[NDArray[np.int64], Step]] = []
+        columns = {k: np.flatnonzero([kind == k for kind in kinds]) for k in ("categorical", "count")}
+        numeric = np.flatnonzero([kind not in columns for kind in kinds])
         if len(numeric):
             groups.append((numeric, Numeric.fit(x[:, numeric], options)))
-        if len(category):
-            groups.append((category, OneHot.fit(x[:, category], dictionary["levels"].list.len()[category].to_list())))
-        if len(count):
-            groups.append((count, TfidfSvd.fit(x[:, count], options)))
+        if len(c := columns["categorical"]):
+            groups.append((c, OneHot.fit(x[:, c], [len(dictionary["levels"][int(j)]) for j in c])))
+        if len(c := columns["count"]):
+            groups.append((c, TfidfSvd.fit(x[:, c], options)))
         return cls(tuple(groups))
 
     def apply(self, arrays: Arrays) -> Arrays:
