@@ -1,15 +1,18 @@
 """CMU-MOSI: 2,199 opinion segments of 93 video reviews with text, audio and vision (Zadeh et al., 2016)."""
 
+from collections.abc import Callable
+
 from mrpipe.datasets.mosi.cohort import check, cohort, modalities_of
 from mrpipe.datasets.mosi.corpora import MOSI, Corpus
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
 from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, FrameReader, read_text
 from mrpipe.datasets.mosi.simulate.export import simulate
-from mrpipe.schema import Dataset, ModalityReader, Scheme
+from mrpipe.schema import Dataset, Features, ModalityReader, Scheme
 
 
 def declare(corpus: Corpus) -> Dataset:
-    readers = {"text": read_text, "audio": FrameReader("audio"), "vision": FrameReader("vision")}
+    readers: dict[str, Callable[..., Features]] = {"text": read_text}
+    readers |= {"audio": FrameReader("audio"), "vision": FrameReader("vision")}
     return Dataset(
         **{k: getattr(corpus, k) for k in ("name", "title", "citation", "licence", "provider", "notes")},
         options=type("Options", (MosiOptions,), {"corpus": corpus}),
