@@ -161,7 +161,7 @@ def test_mask_file_contains_its_settings_and_store(store: mrpipe.Store, tmp_path
 @pytest.mark.parametrize("name", ["table", "series"])
 def test_corruption_is_independent_of_other_samples(store: mrpipe.Store, mechanism: str, name: str) -> None:
     settings = Missingness(mechanism=mechanism, p=0.5)
-    arrays = store.arrays(name, transform=fit(store))
+    arrays = fit(store).apply(name, store.arrays(name))
     rows = np.array([7, 2, 11])
     whole, alone = corrupt(arrays, settings).take(rows), corrupt(arrays.take(rows), settings)
     np.testing.assert_array_equal(whole.x, alone.x)
