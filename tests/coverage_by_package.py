@@ -66,7 +66,15 @@ def main() -> int:
         settings.write_text(_SETTINGS.format(folder=folder))
         coverage = [sys.executable, "-m", "coverage"]
         tests = [f"tests/{t}" for t in TESTS]
-        options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow and not cluster and not real_data"]
+        options = [
+            "-q",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow and not cluster and not whole and not real_data",
+        ]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         run = [*coverage, "run", f"--rcfile={settings}", "-m", "pytest", *options, *sys.argv[1:], *tests]
         failed = subprocess.run(run, cwd=PROJECT, env=env).returncode
