@@ -108,9 +108,8 @@ def parse_p(text: str) -> float | dict[str, float]:
 
 def non_default(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `Missingness` that differ from their defaults, without mechanism, p, seed and view."""
-    defaults = vars(Missingness())
     others = {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed")}
-    return {k: v for k, v in others.items() if k not in defaults or v != defaults[k]}
+    return {k: v for k, v in others.items() if not hasattr(Missingness, k) or v != getattr(Missingness, k)}
 
 
 def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -104,7 +104,7 @@ class WorkflowPlan:
     stores: Mapping[str, StorePlan]
     runs: Mapping[str, PlannedRun]
 
-    @property
+    @cached_property
     def masks(self) -> dict[tuple[str, str], Missingness]:
         """(store, name of the mask file) → settings."""
         return masks_of(self.runs.values())

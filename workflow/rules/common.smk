@@ -148,6 +148,7 @@ def particular_rules():
     return [file for file in files if (PROJECT / file).exists()]
 
 
+@cache
 def path(template):
     """Fill in `<results>` and similar variables for use in params; Snakemake does so for inputs and outputs."""
     return INTERNALS.filled(template)
@@ -266,7 +267,7 @@ def minutes_of_batch(wildcards):
 
 
 def run_folder(run):
-    return path(f"<results>/runs/{run.folder}")
+    return f"{path('<results>/runs')}/{run.folder}"
 
 
 @cache
@@ -371,11 +372,6 @@ def code_of(*entries, function=None):
         return code_hash(*entries, *map(entry_of, called if isinstance(called, tuple) else (called,)))
 
     return code
-
-
-def code_with_method(entry, run_of):
-    """As `code_of`, with the module of a run's method; `run_of` maps the wildcards to the run."""
-    return lambda wildcards: code_hash(entry, method_module(run_of(wildcards).method))
 
 
 # Set by `mrpipe run`, which prints steps instead of Snakemake's messages: steps, or quiet for failed steps only.
