@@ -13,14 +13,19 @@ The hash covers syntax trees without docstrings, and the data files next to a mo
 
 import ast
 import hashlib
+import json
+import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from mrpipe.errors import UsageError
+from mrpipe.locks import cache_folder, temporary_name
 from mrpipe.plugins import plugin_packages
 
 # Folder of the project's packages: a checkout, in which moe_retriever is in model/, or site-packages.
@@ -46,11 +51,42 @@ def code_hash(*entries: str, root: Path = PROJECT) -> str:
     Raises:
         UsageError: an entry is not a module of the project, or a module cannot be parsed.
     """
-    lines = [
-        f"{name} {' '.join(_digest(name, i, root) for i in sorted(units))}\n"
-        for name, units in sorted(reached(*entries, root=root).items())
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    known, file = _remembered(root)
+    if (key := " ".join(entries)) not in known:
+        lines = [
+            f"{name} {' '.join(_digest(name, i, root) for i in sorted(units))}\n"
+            for name, units in sorted(reached(*entries, root=root).items())
+        ]
+        known[key] = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+        with suppress(OSError):
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                (new := temporary_name(file)).write_text(json.dumps(known), encoding="utf-8")
+                new.replace(file)
+    return known[key]
+
+
+@cache
+def _remembered(root: Path) -> tuple[dict[str, str], Path | None]:
+    """Hashes in the user's cache that are valid for the present files of the packages, by entries, and its file.
+
+    A file changed within two seconds may change again without another time stamp: then, no cache is used.
+    """
+    folders = [root / place / name for name, places in PACKAGES.items() for place in places]
+    specs = [find_spec(name) for name in plugin_packages() - PACKAGES.keys()]
+    origins = [Path(spec.origin) for spec in specs if spec and spec.origin]
+    folders += [origin.parent if origin.name == "__init__.py" else origin for origin in origins]
+    paths = sorted(path for folder in folders for path in (folder, *folder.rglob("*")) if path.suffix != ".pyc")
+    files = [(path, path.stat()) for path in paths if path.is_file()]
+    if not (own := cache_folder()) or time.time() - max((stat.st_ctime for _, stat in files), default=0) < 2:
+        return {}, None
+    state = "\n".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for path, s in files)
+    known = {"state": hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()}
+    file = own / "code" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+        known |= found if found.get("state") == known["state"] else {}
+    return known, file
 
 
 def entry_of(function: Callable[..., object]) -> str:
