@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
@@ -31,14 +32,18 @@ def _bytes(path: Path, shown_as: str = "") -> bytes:
         return bytes(handle.read())
 
 
-def require_lines(path: Path, shown_as: str) -> None:
-    """Raise a DataError if a text file expands beyond its budget, or has a line too long to be read in parts."""
+def require_lines(path: Path, shown_as: str, separator: str = ",") -> int | None:
+    """Number of separators of a text file, None if it has quotes; a DataError if it, or a line, is too long."""
     with open_binary(path, shown_as) as handle:
-        since = 0
+        since = n_separators = 0
+        quoted = False
         while block := handle.read(2**22):
+            quoted = quoted or b'"' in block
+            n_separators += int(np.count_nonzero(np.frombuffer(block, dtype=np.uint8) == ord(separator)))
             since = since + len(block) if (at := block.rfind(b"\n")) < 0 else len(block) - at
             if since > LONGEST_LINE:
                 raise too_large(shown_as, LONGEST_LINE, "a longer one", "lines")
+    return None if quoted else n_separators
 
 
 def head(path: Path, size: int = 2**16) -> bytes:
@@ -251,10 +256,10 @@ def _has_commas(frame: pl.DataFrame, separator: str) -> bool:
     text = frame.select(cs.string())
     digits = r"\d+" if separator == ";" else r"(?:\d{1,2}|\d{4,})"
     with_comma, with_point = rf"^{SIGN}\d*,{digits}\s*$", rf"^{SIGN}\d*\.\d+\s*$"
-    return _any(text, with_comma) and not _any(text, with_point)
+    return any_matches(text, with_comma) and not any_matches(text, with_point)
 
 
-def _any(frame: pl.DataFrame, pattern: str) -> bool:
+def any_matches(frame: pl.DataFrame, pattern: str) -> bool:
     return bool(frame.select(pl.any_horizontal(pl.all().str.contains(pattern).any())).item()) if frame.width else False
 
 

@@ -4,10 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from mrpipe.errors import UsageError
 from mrpipe.kept import keeping
@@ -19,8 +17,8 @@ from mrpipe.store.layout import WorkLayout
 from mrpipe.store.parquet import write_batches, write_frame
 
 
-def _validated(features: Features, cohort_ids: NDArray[np.str_]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches after checking schema and ids: strictly ascending and part of the cohort."""
+def _validated(features: Features, cohort_ids: pl.Series) -> Iterator[pa.RecordBatch]:
+    """Yield the batches after checking schema and ids: strictly ascending and part of the cohort (n,), ascending."""
     name, schema = features.modality.name, features.modality.arrow_schema()
     last: str | None = None
     for batch in features.batches:
@@ -28,14 +26,14 @@ def _validated(features: Features, cohort_ids: NDArray[np.str_]) -> Iterator[pa.
             raise AssertionError(f"{name}: batch schema {batch.schema} is not the declared {schema}")
         if batch.num_rows == 0:
             continue
-        ids = batch.column("sample_id")
-        values = ids.to_numpy(zero_copy_only=False).astype(str)
-        if (np.r_[values[:-1] >= values[1:], last is not None and last >= values[0]]).any():
+        ids = pl.Series(batch.column("sample_id"))
+        if (ids.head(-1) >= ids[1:]).any() or (last is not None and last >= ids[0]):
             raise AssertionError(f"{name}: sample ids must be strictly ascending")
         # A search in the sorted ids, because `is_in` would index all of them for each batch.
-        if (cohort_ids[cohort_ids.searchsorted(values).clip(max=len(cohort_ids) - 1)] != values).any():
+        place = cohort_ids.search_sorted(ids).clip(upper_bound=len(cohort_ids) - 1)
+        if cohort_ids.gather(place).ne_missing(ids).any():
             raise AssertionError(f"{name}: a sample id is not in the cohort")
-        last = str(values[-1])
+        last = ids[-1]
         yield batch
 
 
@@ -61,12 +59,11 @@ def ingest(dataset: Dataset, modality: str, raw: Path, work: Path, settings: Map
     declared = features.modality
     if declared.name != modality or declared.bit != dataset.modalities[modality].bit:
         raise AssertionError(f"{dataset.name}/{modality}: the reader returned {declared.name} at bit {declared.bit}")
-    ids = cohort["sample_id"].sort().to_numpy().astype(np.str_)
     table = paths.store.modality(modality)
     n_rows = write_batches(
         table,
         declared.arrow_schema(),
-        _validated(features, ids),
+        _validated(features, cohort["sample_id"].sort()),
         metadata={MODALITY_KEY: declared.to_json()},
         row_group_rows=64 if declared.encoding == "packed2" else None,
         compression_level=1 if declared.kind in ("genotype", "image", "volume") else 3,

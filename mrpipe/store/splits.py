@@ -99,21 +99,31 @@ def controlled_rounding(counts: NDArray[np.int64], fractions: NDArray[np.float64
 
 
 def _assigned_greedily(per_class: NDArray[np.int64], fractions: NDArray[np.float64], key: NDArray[np.uint64]) -> Parts:
-    """Part of each subject, by the rule in `grouped_stratified`."""
-    table = np.column_stack([per_class, per_class.sum(axis=1)]).astype(np.float64)
-    total = table.sum(axis=0)
-    target = np.outer(fractions, total)
-    filled = np.zeros_like(target)
-    part = np.empty(len(table), dtype=np.int64)
-    scale = 1.0 / np.maximum(total, 1.0)
-    for subject in np.lexsort((key, -table[:, -1])):
-        # Change in cost of adding the subject to each part; ties go to the part furthest below its target.
-        shortfall = (target - filled) * scale
-        cost = ((shortfall - table[subject] * scale) ** 2 - shortfall**2).sum(axis=1)
-        full = shortfall[:, -1] <= 1e-12
-        part[subject] = np.lexsort((-shortfall[:, -1], np.round(cost, 12), full))[0]
-        filled[part[subject]] += table[subject]
-    return part
+    """Part of each subject, by the rule in `grouped_stratified`.
+
+    Each choice depends on those before it. Plain floats take a quarter of the time of small arrays.
+    """
+    counts = np.column_stack([per_class, per_class.sum(axis=1)]).astype(np.float64)
+    total = counts.sum(axis=0)
+    scale = (1.0 / np.maximum(total, 1.0)).tolist()
+    target, filled = np.outer(fractions, total).tolist(), np.zeros((len(fractions), len(total))).tolist()
+    order, chosen = np.lexsort((key, -counts[:, -1])), list[int]()
+    for of_classes in counts[order].tolist():
+        row = [(c, n, n * scale[c]) for c, n in enumerate(of_classes) if n]
+        best = (True, math.inf, math.inf, 0)
+        for p, (aim, has) in enumerate(zip(target, filled, strict=True)):
+            # Change in cost of adding the subject to the part; ties go to the part furthest below its target.
+            change = shortfall = 0.0
+            for c, _, share in row:
+                shortfall = (aim[c] - has[c]) * scale[c]
+                left = shortfall - share
+                change += left * left - shortfall * shortfall
+            best = min(best, (shortfall <= 1e-12, round(change * 1e12), -shortfall, p))
+        chosen.append(best[-1])
+        has = filled[best[-1]]
+        for c, n, _ in row:
+            has[c] += n
+    return np.array(chosen, dtype=np.int64)[np.argsort(order)]
 
 
 def from_column(samples: pl.DataFrame, column: str) -> pl.DataFrame:

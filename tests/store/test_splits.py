@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpipe.errors import DataError, UsageError
+from mrpipe.keyed import bits, id_keys
 from mrpipe.schema import Scheme, Task
 from mrpipe.store.splits import PARTS, assign, from_column, from_id_list, grouped_stratified, split_faults
 
@@ -86,6 +87,34 @@ def test_classes_of_grouped_splits_are_balanced() -> None:
     samples = make_samples(1000, 400, 3, 0)
     found = counts(samples, grouped_stratified(samples, fractions=FRACTIONS, seed=0, stratum="stratum"))
     assert (np.abs(found - np.outer(FRACTIONS, found.sum(axis=0))) <= 4).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(2, 12), st.integers(0, 1000), EXACT)
+def test_subjects_are_assigned_one_by_one_by_the_documented_rule(
+    n: int, n_classes: int, seed: int, fractions: tuple[float, float, float]
+) -> None:
+    samples = make_samples(n, n // 3 + 1, n_classes, seed)
+    samples = samples.vstack(samples[:1].with_columns(sample_id=pl.lit("again")))  # a subject with several samples
+    split = grouped_stratified(samples, fractions=fractions, seed=seed, stratum="stratum").join(samples, on="sample_id")
+    of_subject = {s: [int(x) for x in part] for s, *part in table_of(samples).iter_rows()}
+    key = dict(zip(sorted(of_subject), bits(id_keys(sorted(of_subject)), seed, "split")[:, 0].tolist(), strict=True))
+    row = {s: np.array([*classes, sum(classes)]) for s, classes in of_subject.items()}
+    total = np.sum(list(row.values()), axis=0)
+    target, filled, part = np.outer(fractions, total), np.zeros((3, len(total))), {}
+    for subject in sorted(row, key=lambda s: (-row[s][-1], key[s])):
+        shortfall = (target - filled) / np.maximum(total, 1)
+        after = (target - filled - row[subject]) / np.maximum(total, 1)
+        cost = np.round((after**2 - shortfall**2).sum(axis=1), 12)
+        chosen = np.lexsort((-shortfall[:, -1], cost, shortfall[:, -1] <= 1e-12))[0]
+        filled[chosen] += row[subject]
+        part[subject] = PARTS[chosen]
+    assert dict(split.select("subject_id", "split").iter_rows()) == part
+
+
+def table_of(samples: pl.DataFrame) -> pl.DataFrame:
+    """Samples of each subject (rows) per class (columns)."""
+    return samples.pivot("stratum", index="subject_id", values="sample_id", aggregate_function="len").fill_null(0)
 
 
 @pytest.mark.parametrize("other", ["0", "unlabelled", ""])

@@ -21,6 +21,9 @@ from mrpipe.datasets.tables.simulate.export import YAML, TablesSimulation, simul
 from mrpipe.errors import DataError, FaultCollector
 from mrpipe.schema import Dataset, Features, Modality, ModalityReader, Scheme, Task
 
+# Columns of the dictionary that have another name in `TableFeature`.
+_NAMED = {"description": "note", "source_column": "column"}
+
 
 @dataclass(frozen=True)
 class TableReader:
@@ -48,14 +51,8 @@ class TableReader:
         modality = Modality(
             name=name, bit=self.bit, kind="vector", shape=shape, encoder=encoder, description=declared.description
         )
-        columns = {
-            "name": [f.name for f in features],
-            "unit": [f.unit for f in features],
-            "kind": [f.kind for f in features],
-            "levels": [None if f.levels is None else list(f.levels) for f in features],
-            "description": [f.note for f in features],
-            "source_column": [f.column for f in features],
-        }
+        names = {key: key for key in ("name", "unit", "kind", "levels")} | _NAMED
+        columns = {key: [getattr(f, name) for f in features] for key, name in names.items()}
         observed = np.array([(~np.isnan(column)).sum() for column in x.T])
         dictionary = dictionary_of(name, table.shown_as, columns, observed, len(x))
         return Features(modality=modality, batches=vectors(modality, parsed.samples, x), dictionary=dictionary)

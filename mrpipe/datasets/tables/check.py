@@ -60,14 +60,15 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
     observed: dict[str, pl.Series] = {}
     groups: dict[str, tuple[Path, ...]] = {}
     used: dict[str, set[str]] = {file: {*table.reserved(), *table.subgroups()} for file, table in tables.items()}
+    for file, opened in tables.items():
+        if opened.large:
+            hold(opened, [m for m in config.modalities if m.file == file and not m.files and m.long is None])
     assembled = assemble(config, tables, faults, notes)
     samples = pl.DataFrame(schema={"sample_id": pl.String, "subject_id": pl.String, "row": pl.Int32})
     known = samples
     if assembled is not None:
         samples, known = assembled[0].samples, assembled[1]
-    for file, opened in tables.items():
-        if opened.large:
-            hold(opened, [m for m in config.modalities if m.file == file and not m.files and m.long is None])
+    reported: list[pl.DataFrame] = []
     for modality in config.modalities:
         table = tables.get(modality.file)
         if table is None:
@@ -86,7 +87,9 @@ def check_export(raw: Path, options: TablesOptions) -> Checked:
             if parsed is not None:
                 refs += [f.column for f in parsed.features]
                 refs += [kind.since for _, kind in modality.kinds if kind.since is not None]
-                report_lost_rows(table, parsed.rows, known, faults, notes)
+                if not any(parsed.rows is rows for rows in reported):
+                    report_lost_rows(table, parsed.rows, known, faults, notes)
+                reported.append(parsed.rows)
             if parsed is not None and assembled is not None:
                 notes += _modality_notes(config, modality, table, parsed, assembled[0], faults, observed)
         used[modality.file] |= set(table.columns(refs, "", FaultCollector(), optional=True))
@@ -163,11 +166,9 @@ def _modality_notes(
     note([pattern for pattern, _ in modality.kinds if not any(matches(c, pattern) for c in columns)], "unused kinds")
     for label in config.labels:
         if label.name in cohort.labels:
-            label_of = cohort.labels[label.name]
-            value = pl.DataFrame({"sample_id": parsed.samples}).join(
-                label_of, on="sample_id", how="left", maintain_order="left"
-            )
-            y = value["value"].cast(pl.Float64).to_numpy()
+            label_of, ids = cohort.labels[label.name], pl.DataFrame({"sample_id": parsed.samples})
+            value = ids.join(label_of, on="sample_id", how="left", maintain_order="left")["value"]
+            y = value.cast(pl.Float64).to_numpy()
             _label_notes(note, parsed, y, label.kind == "regression", f"label {label.name}")
     return notes
 
@@ -176,26 +177,29 @@ def _column_notes(feature: TableFeature, x: NDArray[Any]) -> Iterator[tuple[str,
     """Texts of `_COLUMN_NOTES` that apply to a column (n,), and what to add to its name."""
     constant, empty, few, coded, inexact, identifier, far, late = _COLUMN_NOTES
     known = np.sort(x[~np.isnan(x)])
-    distinct = known[np.r_[True, known[1:] != known[:-1]][: len(known)]]
-    if len(distinct) < 2 and feature.kind != "embedding":
-        yield (constant if len(distinct) else empty), ""
+    if (not len(known) or known[0] == known[-1]) and feature.kind != "embedding":
+        yield (constant if len(known) else empty), ""
     if feature.late:
         yield late, f" ({feature.late} rows)"
-    if feature.kind != "numeric" or not len(distinct):
+    if feature.kind != "numeric" or not len(known):
         return
     if feature.coded:
         yield coded, ""
-    if (distinct == np.round(distinct)).all():
+    # Of most columns, the first few values show that not all are whole.
+    if all((part == np.round(part)).all() for part in (known[:1000], known[1000:])):
+        distinct = known[np.r_[True, known[1:] != known[:-1]]]
         if 2 < len(distinct) <= FEW_CODES and not feature.declared:
             yield few, ""
         if abs(distinct).max() > EXACT:
             yield inexact, ""
         if len(known) >= ID_ROWS and len(distinct) >= ID_SHARE * len(known):
             yield identifier, ""
-    low, high = np.percentile(known, (25, 75))
-    below, above = known.searchsorted((low - FAR * (high - low), high + FAR * (high - low)), "left")
-    outside = np.r_[known[:below], known[above:][known[above:] > high + FAR * (high - low)]]
-    if high > low and len(outside):
+    place = (len(known) - 1) * np.array([0.25, 0.75])
+    below, above = known[np.floor(place).astype(int)], known[np.ceil(place).astype(int)]
+    low, high = below + place % 1 * (above.astype(np.float64) - below)
+    least, most = low - FAR * (high - low), high + FAR * (high - low)
+    if high > low and (known[0] < least or known[-1] > most):
+        outside = known[(known < least) | (known > most)]
         furthest = outside[np.abs(outside - (low + high) / 2).argmax()]
         yield far, f" ({cell(float(furthest))}; {len(outside)} of {len(known)} values)"
 

@@ -116,12 +116,18 @@ def inferred_kind(text: pl.Series, number: pl.Series, bad: pl.Series) -> Kind:
 
 def rows_of(table: RawTable, modality: ModalityTable, faults: FaultCollector) -> tuple[pl.DataFrame, pl.Series | None]:
     """`__sample_id` and `__row` of the rows of a modality, each id once, and which rows they are (None: all)."""
+    if modality.drop in table.rows:
+        return table.rows[modality.drop]
     dropped = table.columns([ref for ref, _ in modality.drop], "", FaultCollector(), optional=True)
-    whole = frame = table.with_ids(faults, dropped)
+    n_faults, whole = len(faults.faults), table.with_ids(faults, dropped)
+    frame = whole
     for _, left in table.drop(frame, modality.drop, f"modalities.{modality.name}", faults):
         frame = left
     frame = table.unique(frame, faults).select(ID, ROW)
-    return frame, None if len(frame) == len(whole) else whole[ROW].is_in(frame[ROW].implode())
+    found = frame, None if len(frame) == len(whole) else whole[ROW].is_in(frame[ROW].implode())
+    if table.large and len(faults.faults) == n_faults:
+        table.rows[modality.drop] = found
+    return found
 
 
 def parse(
@@ -154,8 +160,11 @@ def parse(
     if table.large:
         hold(table, [modality])
     step = max(1, CELLS // (2 * table.n_rows))
+    # Often the rows are the samples, in this order.
+    where = slice(None) if np.array_equal(at, np.arange(table.n_rows)) else at
     for block in (columns[i : i + step] for i in range(0, len(columns), step)):
-        texts = table.read([c for c in block if c not in table.held])
+        unheld = [c for c in block if c not in table.held]
+        texts = table.read(unheld) if unheld else table.held[ROW].to_frame()
         texts = texts if kept is None else texts.filter(kept)
         for column in block:
             kind, held, found = kinds[column], table.held.get(column), None
@@ -164,9 +173,10 @@ def parse(
                 if held.dtype == pl.Float32:
                     given, coded = kind is not None, column in table.coded
                     of = TableFeature(name=column, column=column, declared=given, coded=coded)
-                    found = [(of, held.to_numpy()[at])]
+                    found = [(of, held.to_numpy()[where])]
                 elif kind is None or kind.since is None:
                     # Each distinct text once; if there are faults, all rows, whose numbers the messages need.
+                    held = held.cast(pl.Categorical)
                     levels, local = held.unique(), FaultCollector()
                     codes, of_levels = (c.to_physical().cast(pl.Int64).fill_null(-1).to_numpy() for c in (held, levels))
                     nth = np.zeros(codes.max() + 2, dtype=np.int64)
@@ -194,15 +204,15 @@ def parse(
 
 
 def hold(table: RawTable, modalities: Iterable[ModalityTable]) -> None:
-    """Hold the features of modalities of a large file, except texts."""
-    wanted: dict[str, bool] = {}
+    """Hold the features of modalities of a large file, except texts, and the columns that `with_ids` needs."""
+    wanted: dict[str, type[pl.DataType]] = {}
     for m in modalities:
         for c in feature_columns(table, table.config, m, FaultCollector()):
             kind, codes = kind_of(c, m), codes_of(c, table.config.missing + m.missing)
             if kind is None or kind.kind != "text":
                 number = not codes and c not in table.pointed and (kind is None or kind.kind == "numeric")
-                wanted[c] = wanted.get(c, True) and number
-    table.hold(wanted)
+                wanted[c] = pl.Float32 if number and wanted.get(c) != pl.Categorical else pl.Categorical
+    table.hold(wanted | dict.fromkeys([*table.reserved(), *table.subgroups()], pl.String))
 
 
 def _convert(

@@ -39,7 +39,9 @@ class RawTable:
         notes: what was found in the file, such as its separator.
         odd: columns that are not plain values (Duration, List, Binary, …) and their dtypes; read as empty.
         pointed: in a file with decimal commas, columns with decimal points in numbers, and the row of the first.
+        unstripped: `source` before its texts are stripped, if few need it and nothing is changed after that.
         large, held, coded: whether the file is larger than LARGE, and then its columns in memory (see `hold`).
+        rows: of a large file, the rows without those that `drop` and repeated ids remove (see `features.rows_of`).
         key: column of the samples that joins the table: row, sample_id, or subject_id if it has subjects but no ids.
     """
 
@@ -49,6 +51,7 @@ class RawTable:
     separator: str | None
     header: list[str]
     source: pl.LazyFrame
+    unstripped: pl.LazyFrame
     n_rows: int
     odd: dict[str, str]
     pointed: dict[str, int]
@@ -56,6 +59,7 @@ class RawTable:
     large: bool
     held: dict[str, pl.Series] = field(default_factory=dict)
     coded: set[str] = field(default_factory=set)
+    rows: dict[Rules, tuple[pl.DataFrame, pl.Series | None]] = field(default_factory=dict)
 
     @property
     def id(self) -> Ref | None:
@@ -83,34 +87,39 @@ class RawTable:
         selected = self.source.select(ROW, *dict.fromkeys(columns))
         yield from selected.collect_batches(chunk_size=n_rows or BATCH_ROWS, maintain_order=True)
 
-    def hold(self, columns: Mapping[str, bool]) -> None:
-        """Add columns of a large file, read in one pass, to `held`: categorical text, or numbers (float32).
+    def hold(self, columns: Mapping[str, type[pl.DataType]]) -> None:
+        """Add columns of a large file, read in one pass, to `held`: as String, Categorical or Float32.
 
-        Held as numbers are columns that may be (their value in `columns`) and have only finite numbers and common words
+        Columns requested as Float32 are held as categorical text unless they have only finite numbers and common words
         for missing, which become null. `coded` has those in which numbers are written like codes.
         """
-        lacking = [c for c in columns if c not in self.held or (self.held[c].dtype == pl.Float32 and not columns[c])]
+        lacking = [c for c in columns if c not in self.held or self.held[c].dtype == pl.Float32 != columns[c]]
         parts: dict[str, list[pl.Series]] = {c: [] for c in (ROW, *lacking)}
-        numeric, failed = [c for c in parts if columns.get(c)], set[str]()
-        for batch in self.batches(lacking, HELD_ROWS) if lacking or ROW not in self.held else ():
+        numeric, failed = [c for c in lacking if columns[c] == pl.Float32], set[str]()
+        source, whole = self.unstripped.select(ROW, *lacking), (pl.all() == pl.all().round()).any()
+        needed = bool(lacking) or ROW not in self.held
+        for batch in source.collect_batches(chunk_size=HELD_ROWS, maintain_order=True) if needed else ():
             text = batch.select(numeric)
             exact = text.select(pl.all().cast(pl.Float64, strict=False))
             number = exact.select(pl.all().cast(pl.Float32))
             number = number.select(pl.when(pl.col(c).is_finite()).then(c).alias(c) for c in numeric)
             lost = [c for c in numeric if number[c].null_count() > text[c].null_count()]
-            failed.update(c for c in lost if not text[c].filter(number[c].is_null()).drop_nulls().is_in(MISSING).all())
-            for c, whole in ((c, exact[c] == exact[c].round()) for c in numeric if c not in self.coded):
-                written = text[c].filter(whole).unique() if whole.any() else text[c].clear()
+            words = {c: text[c].filter(number[c].is_null()).drop_nulls().str.strip_chars() for c in lost}
+            failed.update(c for c in lost if not words[c].is_in(MISSING).all())
+            some_whole = exact.select(c for c in numeric if c not in self.coded).select(whole)
+            for c in (column.name for column in some_whole if column.item()):
+                written = text[c].filter(exact[c] == exact[c].round()).unique()
                 self.coded.update([c] if written.str.contains(CODED).any() else [])
             numeric = [c for c in numeric if c not in failed]
-            texts = [pl.col(c).cast(pl.Categorical) for c in parts if c != ROW and c not in numeric]
+            others = {c: columns[c] if columns[c] == pl.String else pl.Categorical for c in lacking if c not in numeric}
+            texts = [pl.col(c).str.strip_chars().cast(dtype) for c, dtype in others.items()]
             for series in (*batch.select(ROW, *texts), *number.select(numeric)):
                 parts[series.name].append(series)
         # The first numbers of a column that turned out to be text are needed as text.
         again = {c for c in failed if parts[c][0].dtype == pl.Float32}
         self.held.update({c: pl.concat(series) for c, series in parts.items() if series and c not in again})
         if again:
-            self.hold(dict.fromkeys(again, False))
+            self.hold(dict.fromkeys(again, pl.Categorical))
 
     def reserved(self) -> list[str]:
         """Columns of ids, labels, splits, paths or the time of the prediction, which are never features."""
@@ -228,7 +237,7 @@ class RawTable:
         """
         names = dict.fromkeys([*self.reserved(), *others])
         if self.large:
-            self.hold(dict.fromkeys(names, False))
+            self.hold(dict.fromkeys(names, pl.String))
         held = self.held if self.large else self.read(names)
         frame = pl.DataFrame([held[ROW], *(held[c].cast(pl.String) for c in names)])
         if self.key == "row":
@@ -287,8 +296,14 @@ def locate(raw: Path, file: str) -> tuple[Path, str]:
     raise DataError(Fault(file=f"{raw.name}/{name}", expected="a table", found=found, fix=fix))
 
 
-def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[str]) -> tuple[pl.LazyFrame, TextTable]:
-    """All columns of a table as text, and what was found on reading it, or the first rows of a large file."""
+_Opened = tuple[pl.LazyFrame, TextTable, int]
+
+
+def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[str]) -> _Opened:
+    """All columns of a table as text, what was found on reading it (or the first rows of a large file), and a count.
+
+    The count is the number of rows if all are known to have a first value, else 0.
+    """
     separator, encoding, decimal = (config.of_file(key, file) for key in ("separator", "encoding", "decimal"))
     large = path.stat().st_size > LARGE
     if large and path.name.lower().endswith(".parquet"):
@@ -301,24 +316,26 @@ def _open(path: Path, file: str, sheet: str, config: TablesConfig, notes: list[s
         text = source.with_columns(*(pl.lit(None).alias(c) for c in odd), *local).cast(pl.String)
         # Times of day that are midnight are dates, as in small files.
         text = text.with_columns(pl.col(c).str.replace(r"( 00:00:00)?\.0+$", "") for c in times)
-        return text, TextTable(pl.DataFrame(), None, odd)
+        return text, TextTable(pl.DataFrame(), None, odd), 0
     read = partial(delimited.read_table, path, shown_as=file, encoding=encoding, strict=True)
     # Decimal commas that are declared are converted by `read_table`, with a check.
     table = read(
         separator=separator, decimal=decimal and ".", sheet=sheet, notes=notes, n_rows=_SAMPLE if large else None
     )
     if not large or table.separator is None:
-        return table.frame.lazy(), table
+        return table.frame.lazy(), table, 0
     # Compressed by another program than gzip or zstd, in another encoding, or damaged.
-    delimited.require_lines(path, file)
+    n_separators = delimited.require_lines(path, file, table.separator)
     with suppress(pl.exceptions.PolarsError):
         source = pl.scan_csv(path, infer_schema=False, separator=table.separator)
-        counts = source.select(pl.len().alias("n_rows"), pl.last().count().alias("known")).collect(engine="streaming")
-        if counts["known"][0] < counts["n_rows"][0]:
+        counted = pl.len().alias("all"), pl.first().count().alias("first"), pl.last().count().alias("last")
+        n_rows, n_first, n_last = source.select(counted).collect(engine="streaming").row(0)
+        # No row has more fields than the header, so that a table with all separators has no row with fewer.
+        if n_last < n_rows and n_separators != (n_rows + 1) * (table.frame.width - 1):
             delimited.note_short_rows(path, table.separator, shown_as=file, notes=notes)
-        return source, table
+        return source, table, n_rows if n_first == n_rows else 0
     table = read(separator=table.separator, decimal=".")
-    return table.frame.lazy(), table
+    return table.frame.lazy(), table, 0
 
 
 def read_table(raw: Path, file: str, config: TablesConfig) -> RawTable:
@@ -340,7 +357,7 @@ def _read_table(path: Path, file: str, sheet: str, config: TablesConfig, changed
         found = f"{thousands!r}, which is the decimal mark of {file}"
         raise DataError(Fault(file=config.shown_as, column="thousands", expected="another mark", found=found))
     try:
-        source, table = _open(path, file, sheet, config, notes)
+        source, table, n_rows = _open(path, file, sheet, config, notes)
     except DataError as error:
         # Faults of a line are undecodable bytes and unexpected separators.
         hint = f" Or declare it in {config.shown_as}: `encoding:`, `separator:` and `decimal:` (docs/tables.md)."
@@ -352,11 +369,13 @@ def _read_table(path: Path, file: str, sheet: str, config: TablesConfig, changed
     source = source.rename({c: c.strip() for c in columns if c != c.strip() and c.strip() not in columns})
     header = [c for c in source.collect_schema().names() if c != ROW]
     # No row is blank if all have a first value; it is usually an id, and reading it alone takes a third of the time.
-    for some in (pl.col(header[0]), text):
+    known = pl.select(pl.int_range(1, n_rows + 1, dtype=pl.Int32).alias(ROW), known=True)
+    for some in () if n_rows else (pl.col(header[0]), text):
         known = source.select(ROW, pl.any_horizontal(some.is_not_null()).alias("known")).collect(engine="streaming")
         if known["known"].all():
             break
-    source = source.with_columns(text.str.strip_chars())
+    unstripped, source = source, source.with_columns(text.str.strip_chars())
+    stripped = source
     if thousands:
         # A space is also the no-break space of French and Swiss exports.
         marks = " \u00a0\u202f" if thousands == " " else thousands
@@ -379,6 +398,10 @@ def _read_table(path: Path, file: str, sheet: str, config: TablesConfig, changed
         if len(rows) < len(known):
             blank = known.join(rows, on=ROW, how="anti")[ROW]
             source = source.filter(~pl.col(ROW).is_in(blank.implode()))
+    if source is not stripped or (large and delimited.any_matches(table.frame, r"^\s|\s$")):
+        unstripped = source
     if rows.is_empty():
         raise DataError(Fault(file=file, expected="at least one row", found="a header without rows"))
-    return RawTable(file, config, path, table.separator, header, source, len(rows), table.odd, pointed, notes, large)
+    return RawTable(
+        file, config, path, table.separator, header, source, unstripped, len(rows), table.odd, pointed, notes, large
+    )

@@ -120,11 +120,16 @@ def _undeclared_subject(table: RawTable, config: TablesConfig) -> list[str]:
         if not values.is_duplicated().any():
             # A column of a long file is read only if its values may repeat.
             continue
-        values = table.read([column])[column].drop_nulls() if table.n_rows > _FIRST else values
+        if table.n_rows > _FIRST:
+            # Held values, unless float32 rounds them, because a pass over the file for each column takes minutes.
+            held = table.held.get(column)
+            exact = held is not None and (held.dtype != pl.Float32 or held.is_between(-(2**24), 2**24).all())
+            values = (held if held is not None and exact else table.read([column])[column]).drop_nulls()
         n, n_distinct = len(values), values.n_unique()
         if not 10 <= n_distinct < n <= 20 * n_distinct:
             continue
-        adjacent = int((values != values.shift(1)).sum()) + 1 == n_distinct and not values.str.contains(r"\.").any()
+        fractions = values % 1 != 0 if values.dtype == pl.Float32 else values.cast(pl.String).str.contains(r"\.")
+        adjacent = int((values != values.shift(1)).sum()) + 1 == n_distinct and not fractions.any()
         if adjacent or SUBJECT.search(column):
             columns.append(f"{column} ({n_distinct} values in {n} rows)")
     if not columns:

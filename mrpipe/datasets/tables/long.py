@@ -93,9 +93,8 @@ def read_events(
         frame = frame.join(ranked, on=ID, how="inner", maintain_order="left")
         for role in ("item", "time", "value"):
             if role in columns:
-                frame = tally.skip(
-                    frame, f"without {'an' if role == 'item' else 'a'} {role}", frame[columns[role]].is_null()
-                )
+                without = f"without {'an' if role == 'item' else 'a'} {role}"
+                frame = tally.skip(frame, without, frame[columns[role]].is_null())
         frame = frame.with_columns(pl.lit(0.0).alias("__hours"))
         if "time" in columns:
             time = times_of(table, frame, columns["time"], long.format, wrong)
@@ -112,9 +111,8 @@ def read_events(
         elif "value" in columns:
             text = frame[columns["value"]]
             value, side = limits(text)
-            item = item + side.replace_strict(
-                {0.0: "", 1.0: " (below)", 2.0: " (above)"}, default="", return_dtype=pl.String
-            )
+            sides = {0.0: "", 1.0: " (below)", 2.0: " (above)"}
+            item = item + side.replace_strict(sides, default="", return_dtype=pl.String)
             bad = ~value.is_finite().fill_null(False) | too_large(value)
             if value_kind != "censored":
                 bad |= side.fill_null(0) > 0

@@ -290,6 +290,36 @@ def test_columns_of_large_files_are_held_as_in_small_files(tmp_path: Path, monke
     assert "2 such values in 2 rows" in found
 
 
+@pytest.mark.parametrize("last", ["", '""'])
+def test_short_rows_of_large_files_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """A row with an empty last field is whole, whether the field is quoted or not."""
+    rows = [f"{i},{k},{last if k % 3 else 1}" for k, i in enumerate(IDS)]
+    table = {"people.csv": people(), "a.csv": "\n".join(["id,x,n", *rows]) + "\n"}
+    short = {**table, "a.csv": table["a.csv"].replace(f"p04,4,{last}", "p04,4")}
+    spec = config()
+    monkeypatch.setattr(files, "LARGE", 0)
+    assert "fewer" not in notes_of(tmp_path, table, spec)
+    assert "a.csv: 1 row has fewer fields than the header" in notes_of(tmp_path, short, spec)
+
+
+def test_undeclared_subjects_of_large_files_are_noted_without_a_pass_per_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[i, k // 2, f"w{k // 2}", k % 4 / 4, k % 3, k % 2] for k, i in enumerate(IDS)]
+    table = {"a.csv": csv("id,ward,bed,x,n,out", rows)}
+    spec = config(modalities={"a": {}}, file="a.csv", label={"column": "out", "classes": [0, 1]})
+    notes = notes_of(tmp_path, table, spec)
+    assert "no `subject` is declared" in notes
+    assert "ward (" in notes
+    monkeypatch.setattr(files, "LARGE", 0)
+    monkeypatch.setattr("mrpipe.datasets.tables.joins._FIRST", 20)
+    passes: list[list[str]] = []
+    read = files.RawTable.read
+    monkeypatch.setattr(files.RawTable, "read", lambda table, names: passes.append([*names]) or read(table, names))
+    assert notes_of(tmp_path, table, spec) == notes
+    assert passes == []
+
+
 @pytest.mark.slow
 def test_memory_of_a_large_file_grows_by_less_than_its_texts(tmp_path: Path) -> None:
     """By less than 16 bytes per cell, the size of a text in memory."""
