@@ -128,7 +128,7 @@ def test_every_feature_has_a_source_and_can_be_transformed(name: str, built: dic
     for modality in store.modalities:
         rows = store.dictionary.filter(modality=modality.name)
         assert rows["source_file"].null_count() == 0
-        arrays = store.arrays(modality.name, transform=transforms)
+        arrays = transforms.apply(modality.name, store.arrays(modality.name))
         assert np.isfinite(arrays.x).all()
         assert arrays.x.shape[1:] == transforms.shapes[modality.name]
 
@@ -147,7 +147,7 @@ def test_each_transform_option_changes_the_modalities_it_is_for_and_no_other(
     def values(options: TransformOptions) -> dict[str, bytes]:
         fitted = Transforms.from_json(fit(store, options=options).to_json())
         assert fitted.options == options
-        arrays = {m.name: store.arrays(m.name, transform=fitted) for m in store.modalities}
+        arrays = {m.name: fitted.apply(m.name, store.arrays(m.name)) for m in store.modalities}
         return {
             n: b"".join(np.ascontiguousarray(v).tobytes() for v in (a.x, a.time) if v is not None)
             for n, a in arrays.items()

@@ -170,14 +170,14 @@ def test_corruption_is_independent_of_other_samples(store: mrpipe.Store, mechani
 
 
 def test_gaussian_noise_has_the_stated_standard_deviation(store: mrpipe.Store) -> None:
-    arrays = store.arrays("series", transform=fit(store))
+    arrays = fit(store).apply("series", store.arrays("series"))
     noise = corrupt(arrays, Missingness(mechanism="gaussian", p=0.5)).x - arrays.x
     assert abs(noise.std() - 0.5) < 0.02
     assert abs(noise.mean()) < 0.02
 
 
 def test_timestep_drop_keeps_at_least_one_step_and_the_order(store: mrpipe.Store) -> None:
-    arrays = store.arrays("series", transform=fit(store))
+    arrays = fit(store).apply("series", store.arrays("series"))
     after = corrupt(arrays, Missingness(mechanism="timestep_drop", p=0.9))
     assert (np.diff(after.offsets) >= 1).all()
     assert after.time is not None
@@ -316,5 +316,5 @@ def test_rates_per_modality_are_parsed_and_checked(store: mrpipe.Store) -> None:
         draw_masks(store, Missingness(p={"txet": 0.1}))
     with pytest.raises(UsageError, match="p must be in"):
         Missingness(p={"audio": 1.0})
-    arrays = store.arrays("series", transform=fit(store))
+    arrays = fit(store).apply("series", store.arrays("series"))
     assert corrupt(arrays, Missingness(mechanism="gaussian", p={"table": 0.5})) is arrays

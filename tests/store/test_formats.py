@@ -23,7 +23,7 @@ def test_archived_store_opens_and_verifies(path: Path) -> None:
     assert {m.kind for m in store.modalities} == {"vector", "sequence", "image", "genotype"}
     transforms = fit(store)
     for modality in store.modalities:
-        assert np.isfinite(store.arrays(modality.name, transform=transforms).x).all()
+        assert np.isfinite(transforms.apply(modality.name, store.arrays(modality.name)).x).all()
 
 
 def test_stores_of_format_1_are_refused_by_name() -> None:

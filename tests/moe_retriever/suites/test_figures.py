@@ -144,7 +144,7 @@ def test_an_embedding_figure_shows_samples_that_lack_the_modality(
 ) -> None:
     # The toy store has few samples per combination, especially in its test split.
     monkeypatch.setattr(embedding, "FEWEST_SAMPLES", 3)
-    monkeypatch.setattr(figures, "Request", partial(analysis.Request, part="train"))
+    monkeypatch.setattr(figures, "analyse", partial(analysis.analyse, part="train"))
     text, found = drawn("embedding", store, runs, tmp_path, missing="genotype")
     assert found == pictures(f"{NAME}-embedding")
     assert "samples with table+series only" in text
