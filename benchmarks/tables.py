@@ -8,7 +8,8 @@ and a fifth of the samples lacks a modality. Each task runs in a process of its 
 system) and peak resident memory are appended to DIR/results.json. The task of pandas is to read the CSV file and write
 the matrices that training uses: numbers and days standardised by the training rows, categories one-hot, and masks of
 missing cells. `build` also checks the export and verifies, hashes and seals the store. `load` loads that store as
-a training does and takes 100 batches of 512 samples.
+a training does and takes 100 batches of 512 samples. `train` loads it and takes 40 training steps of `moe_retriever`
+with retrieval and batches of 512.
 """
 
 import argparse
@@ -58,6 +59,29 @@ for k, index in enumerate(batches(data.rows("train"), 512, 0, 0)):
         table.gather(batch.table_rows(m)[1])
     if k == 99:
         break
+"""
+TRAIN = """
+import sys
+import torch
+from moe_retriever.config import make_config
+from moe_retriever.data.load import load
+from moe_retriever.methods import get
+from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_if_grown
+from moe_retriever.training import loop
+from mrpipe import open_store
+torch.set_num_threads(1)
+data, method = load(open_store(sys.argv[1])), get("moe_retriever")
+keep_freed_memory()
+rows = data.rows("train")
+config = make_config(method, preset="paper", seed=0, overrides={"batch_size": 512, "warmup": 0})
+model = method.create(data.spec, config.for_samples(len(rows)).for_task(data.spec.kinds))
+model.prepare(data, rows)
+model.begin_epoch(0, 1)
+model.train()
+optimiser, needed = loop.make_optimiser(model), 0
+for index in loop.batches(rows, 512, 0, 0)[:40]:
+    loop.train_step(model, data.batch(index, "epoch 0"), optimiser)
+    needed = release_if_grown(needed)
 """
 
 
@@ -131,6 +155,7 @@ def commands(folder: Path, raw: Path) -> dict[str, list[str]]:
         "build parquet": [*mrpipe, "build", *forms["parquet"], "--out", f"{store}.parquet", "--overwrite"],
         "build csv": [*mrpipe, "build", *forms["csv"], "--out", store, "--overwrite"],
         "load": [*python, LOAD, store],
+        "train": [*python, TRAIN, store],
     }
 
 
