@@ -1,7 +1,8 @@
 # Everything from a fresh clone: needs Python 3.11 or newer with pip and venv, and nothing else.
 #   make demo    the whole workflow on simulated exports        make lint    style, types, workflow
 #   make test    the test suite                                 make docs    the documentation, in site/
-#   make clean   remove what was built              make coverage  coverage per package, by the fast tests
+#   make test-whole   whole workflows, tutorials and README     make clean   remove what was built
+#   make coverage  coverage per package, by the fast tests
 #   make test-cluster   the workflow on a SLURM of one node, brought up here: root, apt-get install slurm-wlm munge
 PYTHON ?= python3
 CORES  ?= all
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 # The pinned set is made for the Python versions that all its packages have wheels for; others take the newest in range.
 PINS    = $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info < (3, 14)))")
 
-.PHONY: demo test test-cluster coverage lint docs clean distclean
+.PHONY: demo test test-whole test-cluster coverage lint docs clean distclean
 .DELETE_ON_ERROR:
 
 # The extra `imaging` has no wheels for the newest Python yet; the demo then takes all images from maps.
@@ -21,7 +22,10 @@ demo: $(VENV)/installed-demo
 	$(BIN)/mrpipe run --cores $(CORES) -- $(MAPS_ONLY)
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not cluster" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not whole" $(PYTEST_FLAGS)
+
+test-whole: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "whole and not slow" $(PYTEST_FLAGS)
 
 # One after the other: there is one cluster.
 test-cluster: $(VENV)/installed-dev

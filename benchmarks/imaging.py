@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +37,30 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2.0 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
+def processed(path: Path, out: Path, templates: tuple[Path, Path], settings: dict[str, Any]) -> Any:
+    """Result of the chain; intermediate files, brain mask and grey-matter probability stay in `out`."""
+    from mrpipe.imaging.chain import ChainSettings, run_chain
+    from mrpipe.imaging.nifti import write_nifti
+    from mrpipe.imaging.qc import scan_picture
+
+    out.mkdir(parents=True, exist_ok=True)
+    done, volumes = run_chain(path, path.name, *templates, ChainSettings(**settings), out)
+    scan_picture(done, volumes, templates[0], out.with_name(out.name + ".png"))
+    for name, volume in (("brain", volumes["brain"]), ("gm", volumes["grey"])):
+        write_nifti(out / f"{name}.nii.gz", volume, nib.load(out / "scan.nii").affine)
+    return done
+
+
 def run_scan(path: Path, out: Path, templates: tuple[Path, Path], **settings: Any) -> dict[str, Any]:
     """Process one scan, with intermediate files in `out`; results of an earlier run are reused."""
-    from mrpipe.imaging.chain import ChainSettings
-    from mrpipe.imaging.worker import process_scan
+    from mrpipe.imaging.worker import ENVIRONMENT
 
     note = out / "result.json"
     if not note.exists():
         started = time.perf_counter()
-        picture = out.with_name(out.name + ".png")
-        chosen = ChainSettings(keep=True, **settings)
-        done = process_scan(path, path.name, templates, chosen, picture, timeout_s=3600, keep_in=out)
+        os.environ |= ENVIRONMENT  # before ITK is loaded, in a process of its own
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            done = pool.submit(processed, path, out, templates, settings).result()
         np.save(out / "map.npy", done.gm)
         digest = hashlib.sha256(done.gm.tobytes()).hexdigest()[:12]
         entry = {"wall_s": time.perf_counter() - started, "seconds": done.seconds, "sha": digest}
@@ -146,8 +162,8 @@ def maps(out: Path, n: int) -> None:
     import pyarrow.parquet as pq
 
     from mrpipe.datasets.adni.image.join import read_images
-    from mrpipe.datasets.adni.image.options import ImageOptions
     from mrpipe.datasets.adni.image.raw import prepare_images
+    from mrpipe.datasets.adni.options import AdniOptions
     from mrpipe.datasets.adni.simulate.image import FULL_SHAPE, MapModel, simulated_grid
     from mrpipe.imaging.nifti import write_nifti
     from mrpipe.keyed import generator
@@ -168,7 +184,7 @@ def maps(out: Path, n: int) -> None:
         array.flush()
         (raw / "ADNI_subj.txt").write_text("".join(f"{s}_2010-01-01\n" for s in ids))
     samples = pl.DataFrame({"sample_id": sorted(ids), "subject_id": sorted(ids)})
-    options, part = ImageOptions(), out / "maps" / "parts" / "image" / "0-of-1.parquet"
+    options, part = AdniOptions(), out / "maps" / "parts" / "image" / "0-of-1.parquet"
     part.parent.mkdir(parents=True, exist_ok=True)
     prepare_images(out / "maps", samples, options, 0, 1, part)
     clock = time.process_time()

@@ -24,12 +24,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.adni.genomic.impute import lifted_set
 from mrpipe.datasets.adni.genomic.lift import ChainFile
 from mrpipe.datasets.adni.genomic.merge import merged_rows
-from mrpipe.datasets.adni.genomic.plink import calls, open_set, write_set
+from mrpipe.datasets.adni.genomic.plink import calls, open_set, open_vcf, write_set
 from mrpipe.datasets.adni.genomic.reader import assemble
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.genetics.packing import bed_rows, unpack_range
 from mrpipe.genetics.vcf import Conversion
@@ -131,14 +129,28 @@ def raw_discordance(bim_a, a, bim_b, b, ids_a, ids_b, people, what):
     show_discordance(what, *discordance((ids_a, a), (ids_b, b), people), palindromic(left["a1"], left["a2"]))
 
 
+def lifted_bim(plink, chain):
+    """The SNPs of a set that can be lifted over, in the target build of a chain file, and their rows in the .bed."""
+    got = chain.lift(plink.bim["chrom"].to_numpy().astype("U8"), plink.bim["pos"].to_numpy())
+    rows = np.flatnonzero(got.found)
+    letters = pl.col("a1", "a2")
+    complement = letters.replace(dict(zip("ACGT", "TGCA", strict=True)))
+    bim = plink.bim[rows.tolist()].with_columns(
+        pl.Series("chrom", got.chromosome[rows].tolist()),
+        pl.Series("pos", got.position[rows]),
+        pl.when(pl.Series(got.reversed[rows])).then(complement).otherwise(letters),
+    )
+    return bim, rows
+
+
 def hapmap(data):
     plink = open_set(data / "hapmap3_hg18.bed")
     chain = ChainFile(data / "NCBI36_to_GRCh37.chain.gz")
-    lifted, rows = lifted_set(plink, chain)
+    bim, rows = lifted_bim(plink, chain)
     table = pl.read_csv(data / "hapmap3_populations.txt", separator="\t", infer_schema=False)
     of = dict(table.select("IID", "population").iter_rows())
     population = np.array([of.get(i, "") for i in plink.fam["iid"]])
-    return plink, lifted.bim, rows, calls(plink), population
+    return plink, bim, rows, calls(plink), population
 
 
 def same_people_in_1000_genomes(data, h):

@@ -13,20 +13,25 @@ The hash covers syntax trees without docstrings, and the data files next to a mo
 
 import ast
 import hashlib
+import json
+import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from mrpipe.errors import UsageError
+from mrpipe.locks import cache_folder, temporary_name
 from mrpipe.plugins import plugin_packages
 
 # Folder of the project's packages: a checkout, in which moe_retriever is in model/, or site-packages.
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {"mrpipe": ("",), "moe_retriever": ("model", "")}
-_DATA_FILE = re.compile(r"[\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg)")
+_DATA_FILE = re.compile(r"Constant\('([\w./-]+\.(?:json|yaml|yml|csv|tsv|txt|html|css|svg))'\)")  # in `_canonical`
 # Use of one of these makes a module depend on all of its own definitions.
 _INTROSPECTION = {"globals", "eval", "exec"}
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -46,11 +51,42 @@ def code_hash(*entries: str, root: Path = PROJECT) -> str:
     Raises:
         UsageError: an entry is not a module of the project, or a module cannot be parsed.
     """
-    lines = [
-        f"{name} {' '.join(_digest(name, i, root) for i in sorted(units))}\n"
-        for name, units in sorted(reached(*entries, root=root).items())
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    known, file = _remembered(root)
+    if (key := " ".join(entries)) not in known:
+        lines = [
+            f"{name} {' '.join(_digest(name, i, root) for i in sorted(units))}\n"
+            for name, units in sorted(reached(*entries, root=root).items())
+        ]
+        known[key] = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+        with suppress(OSError):
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                (new := temporary_name(file)).write_text(json.dumps(known), encoding="utf-8")
+                new.replace(file)
+    return known[key]
+
+
+@cache
+def _remembered(root: Path) -> tuple[dict[str, str], Path | None]:
+    """Hashes in the user's cache that are valid for the present files of the packages, by entries, and its file.
+
+    A file changed within two seconds may change again without another time stamp: then, no cache is used.
+    """
+    folders = [root / place / name for name, places in PACKAGES.items() for place in places]
+    specs = [find_spec(name) for name in plugin_packages() - PACKAGES.keys()]
+    origins = [Path(spec.origin) for spec in specs if spec and spec.origin]
+    folders += [origin.parent if origin.name == "__init__.py" else origin for origin in origins]
+    paths = sorted(path for folder in folders for path in (folder, *folder.rglob("*")) if path.suffix != ".pyc")
+    files = [(path, path.stat()) for path in paths if path.is_file()]
+    if not (own := cache_folder()) or time.time() - max((stat.st_ctime for _, stat in files), default=0) < 2:
+        return {}, None
+    state = "\n".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for path, s in files)
+    known = {"state": hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()}
+    file = own / "code" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+        known |= found if found.get("state") == known["state"] else {}
+    return known, file
 
 
 def entry_of(function: Callable[..., object]) -> str:
@@ -217,7 +253,7 @@ _Import = tuple[str, str, str, str]
 
 def _imports(statement: ast.AST, package: str, root: Path, *, at_import: bool = False) -> Iterator[_Import]:
     """Imports from the project in a statement, with `at_import` without those in functions."""
-    for node in (statement, *_running(statement, into_functions=not at_import)):
+    for node in _running(statement, into_functions=not at_import):
         if isinstance(node, ast.Import):
             # `import a.b` binds `a`, through which all of `a.b` can be used.
             for name, alias in ((a.name, a.asname) for a in node.names if _source(a.name, root)):
@@ -280,21 +316,25 @@ def _tree(path: Path) -> ast.Module:
         raise UsageError(f"{path}, line {error.lineno}: {error.msg}") from error
 
 
-def _children(node: ast.AST) -> Iterator[ast.AST]:
-    """Child nodes, except the body of `if TYPE_CHECKING:`, which is never executed."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and _chain(child.test)[-1:] == ["TYPE_CHECKING"]:
-            yield from child.orelse
-        else:
-            yield child
+def _children(node: ast.AST) -> list[ast.AST]:
+    """Child nodes, except contexts of names and the body of `if TYPE_CHECKING:`, which is never executed."""
+    found: list[ast.AST] = []
+    for value in [getattr(node, name, None) for name in node._fields if name != "ctx"]:
+        for child in value if isinstance(value, list) else (value,):
+            if isinstance(child, ast.If) and _chain(child.test)[-1:] == ["TYPE_CHECKING"]:
+                found += child.orelse
+            elif isinstance(child, ast.AST):
+                found.append(child)
+    return found
 
 
 def _running(node: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]:
-    """Descendants of a node that are executed, optionally without the bodies of functions."""
-    if into_functions or not isinstance(node, _FUNCTIONS):
-        for child in _children(node):
-            yield child
-            yield from _running(child, into_functions=into_functions)
+    """A node and its descendants that are executed, optionally without the bodies of functions."""
+    waiting = [node]
+    while waiting:
+        yield (parent := waiting.pop())
+        if into_functions or not isinstance(parent, _FUNCTIONS):
+            waiting += _children(parent)
 
 
 def _bindings(node: ast.AST) -> Iterator[str]:
@@ -312,11 +352,13 @@ def _bindings(node: ast.AST) -> Iterator[str]:
 
 def _chains(node: ast.AST) -> Iterator[list[str]]:
     """Names that a statement uses, each with the attributes that follow it."""
-    for child in ast.iter_child_nodes(node):
-        if chain := _chain(child):
-            yield chain
-        else:
-            yield from _chains(child)
+    waiting = [node]
+    while waiting:
+        for child in _children(waiting.pop()):
+            if chain := _chain(child):
+                yield chain
+            else:
+                waiting.append(child)
 
 
 def _chain(node: ast.AST | None) -> list[str]:
@@ -330,25 +372,24 @@ def _chain(node: ast.AST | None) -> list[str]:
 def _digest(name: str, index: int, root: Path) -> str:
     """Hash of a statement of a module: its syntax tree without docstrings, and the data files that it names."""
     content = _Module.of(name, root)
-    statement = content.statements[index]
-    digest = hashlib.sha256(_canonical(statement).encode())
-    texts = {n.value for n in ast.walk(statement) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    for text in sorted(texts):
-        if _DATA_FILE.fullmatch(text) and (content.path.parent / text).is_file():
-            digest.update(f"\n{text} ".encode())
-            digest.update((content.path.parent / text).read_bytes())
+    tree = _canonical(content.statements[index])
+    digest = hashlib.sha256(tree.encode())
+    for file in sorted(set(_DATA_FILE.findall(tree))):
+        if (content.path.parent / file).is_file():
+            digest.update(f"\n{file} ".encode())
+            digest.update((content.path.parent / file).read_bytes())
     return digest.hexdigest()
 
 
 def _canonical(value: object) -> str:
-    """Like `ast.dump`, but without docstrings and empty fields, which differ between Python versions."""
+    """Like `ast.dump`, but without docstrings, contexts of names, and empty fields, which differ between versions."""
     if isinstance(value, ast.Constant):
         return f"Constant({value.value!r})"
     if isinstance(value, ast.AST):
-        fields = dict(ast.iter_fields(value))
+        fields = {name: getattr(value, name, None) for name in value._fields if name != "ctx"}
         if isinstance(value, _DEFINITIONS) and ast.get_docstring(value, clean=False) is not None:
             fields["body"] = value.body[1:]
-        inner = ", ".join(f"{k}={_canonical(v)}" for k, v in fields.items() if v is not None and v != [])
+        inner = ", ".join([f"{k}={_canonical(v)}" for k, v in fields.items() if v is not None and v != []])
         return f"{type(value).__name__}({inner})"
     if isinstance(value, list):
         return f"[{', '.join(map(_canonical, value))}]"

@@ -41,13 +41,8 @@ class Fault:
     row: int | None = None
 
     def __str__(self) -> str:
-        place = self.file
-        if self.column is not None:
-            place += f", column {self.column!r}"
-        if self.line is not None:
-            place += f", line {self.line}"
-        if self.row is not None:
-            place += f", row {self.row}"
+        places = {"column": self.column, "line": self.line, "row": self.row}
+        place = self.file + "".join(f", {name} {at!r}" for name, at in places.items() if at is not None)
         text = f"{place}: expected {self.expected}; found {self.found}"
         return f"{text}. {self.fix}" if self.fix else text
 
@@ -161,9 +156,9 @@ def cell(value: object) -> str:
     return "a number" if re.fullmatch(NUMBER, text) else f"text of {len(text)} characters"
 
 
-def cells(values: Iterable[object], n: int = 5) -> str:
+def cells(values: Iterable[object]) -> str:
     """The first cells of a list in a message: each kind once."""
-    return ", ".join(dict.fromkeys(cell(value) for value in list(values)[:n]))
+    return ", ".join(dict.fromkeys(cell(value) for value in list(values)[:5]))
 
 
 def shape(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Output places: which folders a command may write to, one writer per folder, and names of temporary files.
+"""Output places: which folders a command may write to, one writer per folder, temporary files, the user's cache.
 
 A lock is a hidden file, `.NAME.writing` beside the folder. The operating system releases it when its process ends, also
 if it is killed. File systems without such locks (some network file systems and container mounts) get a file
@@ -44,6 +44,13 @@ def resolved(path: Path) -> Path:
     except (FileNotFoundError, RuntimeError) as error:
         gone = "the current folder was deleted; change to another one"
         raise UsageError(gone if isinstance(error, FileNotFoundError) else str(error)) from error
+
+
+def cache_folder() -> Path | None:
+    """`MRPIPE_CACHE` (empty: no cache), otherwise `mrpipe` in `XDG_CACHE_HOME` or `~/.cache`; None without a home."""
+    usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mrpipe")
+    folder = os.path.expanduser(os.environ.get("MRPIPE_CACHE", usual))
+    return Path(folder) if folder and not folder.startswith("~") else None
 
 
 def temporary_name(path: Path) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
+from operator import ge, gt, le, lt
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrpipe.errors import UsageError
@@ -73,9 +74,28 @@ def normalised(cls: type[Any], values: Mapping[str, object], *, context: str) ->
     return dict(sorted(non_default_fields(parse_options(cls, values, context=context)).items()))
 
 
-def option(default: Any, help: str, *, choices: tuple[Any, ...] = ()) -> Any:
-    """A field of an options dataclass with its default, help text and, optionally, permitted values."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+# Name of a bound → its words in errors, and the comparison that holds.
+_BOUNDS = {"ge": ("at least", ge), "gt": ("above", gt), "le": ("at most", le), "lt": ("below", lt)}
+
+
+def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **bounds: float) -> Any:
+    """A field of an options dataclass with its default, help text and, optionally, permitted values or bounds.
+
+    Args:
+        bounds: `ge`, `gt`, `le` or `lt`, for a subclass of `BoundedOptions`.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, **bounds})
+
+
+class BoundedOptions:
+    """Base of options dataclasses whose values are compared with their bounds."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, bounds = getattr(self, f.name), [name for name in _BOUNDS if name in f.metadata]
+            if not all(_BOUNDS[name][1](value, f.metadata[name]) for name in bounds):
+                words = " and ".join(f"{_BOUNDS[name][0]} {f.metadata[name]}" for name in bounds)
+                raise UsageError(f"option {f.name}={value} must be {words}")
 
 
 def active(declared: Sequence[str], options: Any) -> list[str]:

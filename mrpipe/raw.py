@@ -59,11 +59,13 @@ def require_folder(raw: Path) -> None:
         raise DataError(Fault(file=str(raw), expected="the folder of the export", found=found, fix=fix))
 
 
-def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults: FaultCollector) -> Path | None:
+def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, shown_as: str = "") -> Path:
     """Find the only file under `raw` whose relative path matches one of `patterns` (full match, ignoring case).
 
-    A pattern that ends with `\\.csv` matches tables of every form (`forms.ENDINGS`). Returns None and adds a problem to
-    `faults` if no file or several files match.
+    A pattern that ends with `\\.csv` matches tables of every form (`forms.ENDINGS`).
+
+    Raises:
+        DataError: no file or several files match; names `shown_as`, by default the first pattern.
     """
     expressions = [re.compile(re.sub(r"\\\.csv$", lambda _: ENDINGS, p), re.IGNORECASE) for p in patterns]
     files = sorted(p for p in raw.rglob("*") if p.is_file())
@@ -72,9 +74,8 @@ def find_one(raw: Path, patterns: Sequence[str], *, what: str, fix: str, faults:
         return matches[0]
     found = "no such file" if not matches else ", ".join(p.relative_to(raw).as_posix() for p in matches)
     # Without escapes and folders, the pattern reads like a file name, e.g. `design_topics.csv`.
-    shown_as = f"{raw.name}/" + re.sub(r"^\((?:\?:)?\.\*/\)\?|\\", "", patterns[0])
-    faults.add(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
-    return None
+    shown_as = shown_as or f"{raw.name}/" + re.sub(r"^\((?:\?:)?\.\*/\)\?|\\", "", patterns[0])
+    raise DataError(Fault(file=shown_as, expected=f"exactly one file ({what})", found=found, fix=fix))
 
 
 def few(names: Sequence[str], n: int = 5) -> str:
@@ -143,12 +144,6 @@ def match_header(header: Iterable[str], columns: Sequence[Column]) -> dict[str, 
     return found
 
 
-def _repeated_columns(header: Sequence[str], matched: Mapping[str, str]) -> list[str]:
-    """Canonical names of matched columns that occur repeatedly in a header (polars renames exact repeats)."""
-    plain = [re.sub(r"_duplicated_\d+$", "", h).strip().lower() for h in header]
-    return [name for name, found in matched.items() if plain.count(found.strip().lower()) > 1]
-
-
 def typed(column: Column) -> pl.Expr:
     """Cast to the declared dtype; unparsable values become null. Dates and times are parsed as ISO 8601.
 
@@ -188,16 +183,17 @@ def read_csv(
             found, fix = f"columns {', '.join(raw.columns[:12])}", "Check whether the column was renamed or omitted."
             faults.add(Fault(file=shown_as, column=column.name, expected=expected, found=found, fix=fix))
     faults.raise_if_any()
-    for name in _repeated_columns(raw.columns, header):
+    # polars renames exact repeats.
+    plain = [re.sub(r"_duplicated_\d+$", "", h).strip().lower() for h in raw.columns]
+    for name in (name for name, found in header.items() if plain.count(found.strip().lower()) > 1):
         faults.add(Fault(file=shown_as, column=name, expected="this column once", found="several columns of this name"))
     faults.raise_if_any()
     raw = raw.with_row_index(ROW, offset=1).filter(pl.any_horizontal(pl.exclude(ROW).is_not_null()))
-    numbers = raw[ROW]
-    frame = raw.select(pl.col(header[c.name]).alias(c.name) for c in columns if c.name in header)
+    numbers, present = raw[ROW], [c for c in columns if c.name in header]
+    frame = raw.select(pl.col(header[c.name]).alias(c.name) for c in present)
     if frame.is_empty():
         fix = "Export the table again."
         raise DataError(Fault(file=shown_as, expected="at least one row", found="a header without rows", fix=fix))
-    present = [c for c in columns if c.name in header]
     texts = [(c, pl.col(c.name).str.strip_chars()) for c in present]
     cleaned = frame.with_columns(pl.when(~text.is_in(c.null_values)).then(text) for c, text in texts)
     cast = cleaned.with_columns(typed(c).alias(c.name) for c in present)
@@ -227,9 +223,10 @@ class Folder:
 
     def __init__(self, raw: Path, name: str):
         self.name = name
-        self.unpacked = raw / name
-        self.archive = raw / f"{name}.zip"
+        self.unpacked, self.archive = raw / name, raw / f"{name}.zip"
         self.ignored = self.archive if self.unpacked.is_dir() and self.archive.is_file() else None
+        self.exists = self.unpacked.is_dir() or self.archive.is_file()
+        self.source = name if self.unpacked.is_dir() or not self.exists else self.archive.name
         self._zip: zipfile.ZipFile | None = None
         members: list[tuple[str, zipfile.ZipInfo | Path]] = []
         if self.unpacked.is_dir():
@@ -252,15 +249,6 @@ class Folder:
                 file = f"{self.source}/{path}"
                 raise DataError(Fault(file=file, expected="each file name once", found=found, fix=fix))
             self._members[parts[-1]], shown[parts[-1]] = member, path
-
-    @property
-    def exists(self) -> bool:
-        return self._zip is not None or self.unpacked.is_dir()
-
-    @property
-    def source(self) -> str:
-        """Name in error messages and manifests."""
-        return self.archive.name if self._zip else self.name
 
     def files(self) -> list[Path]:
         """Files on disk, for the inventory: the archive, or all members."""

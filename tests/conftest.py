@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-# Files of more than a minute, which workers begin with, so that they end together.
-LONG = ("test_end_to_end.py", "test_contract.py", "test_resume.py", "test_elsewhere.py", "test_readme.py")
-LONG += ("test_documented_commands.py", "test_suite_runs.py", "test_tutorials.py", "test_training.py")
+# The longest files in this order, of `make test-whole` and of `make test`: workers begin with them, to end together.
+LONG = ("test_tutorials.py", "test_elsewhere.py", "test_resume.py", "test_suite_runs.py", "test_readme.py")
+LONG += ("test_end_to_end.py", "test_contract.py", "test_documented_commands.py", "test_training.py", "test_fuzz.py")
 
 
 def real_data_folder() -> Path:
@@ -47,4 +47,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("real_data"):
                 item.add_marker(absent)
-    items.sort(key=lambda item: item.path.name not in LONG)
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))

@@ -25,6 +25,9 @@ THRESHOLDS = {"mrpipe": 82, "mrpipe.experiment": 93, "mrpipe.stages": 81, "mrpip
 TESTS = ("core", "store", "transforms", "experiment")
 _SETTINGS = """[run]
 branch = True
+parallel = True
+patch = subprocess
+disable_warnings = no-data-collected
 data_file = {folder}/data
 source = mrpipe
 omit = */simulate/*
@@ -66,10 +69,12 @@ def main() -> int:
         settings.write_text(_SETTINGS.format(folder=folder))
         coverage = [sys.executable, "-m", "coverage"]
         tests = [f"tests/{t}" for t in TESTS]
-        options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow and not cluster and not real_data"]
+        options = ["-q", "-n", "auto", "--dist", "loadfile", "-p", "no:cacheprovider"]
+        options += ["-m", "not slow and not cluster and not whole and not real_data"]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         run = [*coverage, "run", f"--rcfile={settings}", "-m", "pytest", *options, *sys.argv[1:], *tests]
         failed = subprocess.run(run, cwd=PROJECT, env=env).returncode
+        subprocess.run([*coverage, "combine", f"--rcfile={settings}", "-q"], cwd=PROJECT, check=True)
         subprocess.run([*coverage, "json", f"--rcfile={settings}", "-q"], cwd=PROJECT, check=True)
         found = shares(json.loads((Path(folder) / "coverage.json").read_text()))
     low = below(found, THRESHOLDS)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypedDict, TypeVar
 
 from moe_retriever.metrics import METRIC, names_of
 from mrpipe.errors import UsageError, did_you_mean
-from mrpipe.options import option, parse_options
+from mrpipe.options import BoundedOptions, option, parse_options
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -39,38 +39,40 @@ class ConfigRecord(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Common(BoundedOptions):
     """Options of all methods."""
 
     # Representation
-    hidden: int = option(128, "dimension H of a token")
-    tokens: int = option(16, "tokens P per modality; 1 represents each modality by one vector")
-    dropout: float = option(0.5, "dropout rate of attention outputs, feed-forward layers and experts")
+    hidden: int = option(128, "dimension H of a token", ge=1)
+    tokens: int = option(16, "tokens P per modality; 1 represents each modality by one vector", ge=1)
+    dropout: float = option(0.5, "dropout rate of attention outputs, feed-forward layers and experts", ge=0, lt=1)
     # Encoders (the paper's appendix A.2 has hidden size 256)
-    encoder_hidden: int = option(256, "hidden size of MLP, GRU and LSTM, and output size of the 3-D CNN")
+    encoder_hidden: int = option(256, "hidden size of MLP, GRU and LSTM, and output size of the 3-D CNN", ge=1)
     vector_encoder: str = option("mlp", "encoder of vectors", choices=("mlp", "linear"))
     sequence_encoder: str = option("gru", "encoder of sequences", choices=("gru", "lstm"))
     image_encoder: str = option("vgg11", "encoder of images", choices=("vgg11", "vgg11_bn"))
-    image_outputs: int = option(16, "output size of VGG11 (the paper's hidden size of 16 for images)")
-    image_dropout: float = option(0.5, "dropout inside VGG11's classifier")
-    image_downsample: int = option(1, "average-pooling factor for images and volumes before the CNN; 1: no pooling")
+    image_outputs: int = option(16, "output size of VGG11 (the paper's hidden size of 16 for images)", ge=1)
+    image_dropout: float = option(0.5, "dropout inside VGG11's classifier", ge=0, lt=1)
+    image_downsample: int = option(1, "average-pooling factor for images and volumes before the CNN; 1: none", ge=1)
     image_weights: str = option("", "file of VGG11 weights with torchvision's names; empty: random initial weights")
     image_freeze: bool = option(False, "do not train VGG11's convolutions")
-    cnn_width: float = option(1.0, "relative width of the 2-D and 3-D CNNs; 1 as published, 1/8 is fast on a CPU")
+    cnn_width: float = option(1.0, "relative width of the 2-D and 3-D CNNs; 1 as published, 1/8 is fast on a CPU", gt=0)
     # Fusion transformer
-    heads: int = option(4, "attention heads")
-    fusion_layers: int = option(1, "layers of the fusion transformer")
-    fusion_ffn: int = option(256, "hidden size of the fusion transformer's feed-forward layers")
+    heads: int = option(4, "attention heads", ge=1)
+    fusion_layers: int = option(1, "layers of the fusion transformer", ge=1)
+    fusion_ffn: int = option(256, "hidden size of the fusion transformer's feed-forward layers", ge=1)
     fusion_block: str = option("pre-ln", "block of the transformer; code: as released", choices=("pre-ln", "code"))
     fusion_experts: int = option(0, "experts per feed-forward layer of the fusion transformer; 0: dense layers")
     fusion_top_k: int = option(4, "experts per token if fusion_experts > 0")
     # Training
-    lr: float = option(1e-4, "learning rate of Adam")
+    lr: float = option(1e-4, "learning rate of Adam", gt=0)
     weight_decay: float = option(0.0, "weight decay of Adam")
-    batch_size: int = option(32, "batch size in training")
-    eval_batch_size: int = option(256, "batch size in evaluation")
-    epochs: int = option(0, f"maximum number of epochs; 0: {EPOCHS}, or as many as {MIN_UPDATES} updates need")
-    patience: int = option(20, f"epochs without a better score before stopping, per {EPOCHS} if epochs=0; 0: never")
+    batch_size: int = option(32, "batch size in training", ge=1)
+    eval_batch_size: int = option(256, "batch size in evaluation", ge=1)
+    epochs: int = option(0, f"maximum number of epochs; 0: {EPOCHS}, or as many as {MIN_UPDATES} updates need", ge=0)
+    patience: int = option(
+        20, f"epochs without a better score until the stop, per {EPOCHS} if epochs=0; 0: never", ge=0
+    )
     select_metric: str = option(
         "auto",
         "validation metric for early stopping and model selection; auto: AUROC, or MAE for a regression (the paper "
@@ -80,9 +82,9 @@ class Common:
     class_weight: str = option("none", "class weights of the cross-entropy", choices=("none", "balanced"))
     clip: float = option(0.0, "maximum gradient norm; 0: no clipping")
     precision: str = option("auto", "matrix products; auto: bfloat16 on GPUs", choices=("auto", "float32", "bfloat16"))
-    drop_modalities: float = option(0.0, "rate of hiding observed modalities in training (one is always kept)")
-    gradient_rows: int = option(0, "training samples for gradient similarities of modalities per epoch; 0: none")
-    checkpoint_every: int = option(1, "epochs between checkpoints for resuming an interrupted run")
+    drop_modalities: float = option(0.0, "rate of hiding observed modalities in training (one is kept)", ge=0, lt=1)
+    gradient_rows: int = option(0, "training samples for gradient similarities of modalities per epoch; 0: none", ge=0)
+    checkpoint_every: int = option(1, "epochs between checkpoints for resuming an interrupted run", ge=1)
     # Evaluation (`EVALUATION`)
     calibration: str = option("none", "fit a temperature on validation samples", choices=("none", "temperature"))
     decision_threshold: str = option(
@@ -92,6 +94,15 @@ class Common:
     )
     subgroups: str = option("", "columns of samples.parquet with metrics by value, e.g. 'sex age=40,65' (with cuts)")
     bank_mb: float = option(256.0, "maximum size in MB of the retrieval bank, in the checkpoint and in memory")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_threshold(self.decision_threshold)
+        parse_subgroups(self.subgroups)
+        if self.hidden % self.heads:
+            raise UsageError(f"option hidden={self.hidden} must be a multiple of heads={self.heads}")
+        if self.fusion_experts and self.fusion_top_k > self.fusion_experts:
+            raise UsageError(f"option fusion_top_k={self.fusion_top_k} exceeds fusion_experts={self.fusion_experts}")
 
 
 # Options that the training does not use.
@@ -155,7 +166,6 @@ class Config(Generic[O_co]):
     def from_dict(cls, value: ConfigRecord, method: "type[AnyMethod]") -> "AnyConfig":
         """The inverse of `to_dict`; a UsageError for invalid values."""
         common = parse_options(Common, value["common"], context="common")
-        _check(common)
         own = parse_options(method.Options, value["options"], context=value["method"])
         return Config(value["method"], value["preset"], common, own, value["seed"])
 
@@ -190,7 +200,6 @@ def make_config(method: "type[AnyMethod]", *, preset: str, seed: int, overrides:
         values[groups[key]][key] = value
     common = parse_options(Common, values["common"], context="common")
     own = parse_options(method.Options, values["own"], context=method.name)
-    _check(common)
     return Config(method.name, preset, common, own, seed)
 
 
@@ -211,24 +220,3 @@ def parse_subgroups(text: str) -> dict[str, tuple[float, ...]]:
             raise UsageError(f"option subgroups={text}: the cuts of {column} must be numbers, as in age=40,65")
         found[column] = tuple(sorted(float(cut) for cut in cuts.split(",") if cut))
     return found
-
-
-def _check(c: Common) -> None:
-    """Check ranges and combinations that would otherwise fail during the run."""
-    sizes = ("hidden", "tokens", "heads", "batch_size", "eval_batch_size", "lr", "cnn_width", "encoder_hidden")
-    others = ("image_outputs", "image_downsample", "fusion_ffn", "fusion_layers", "checkpoint_every")
-    for name in (*sizes, *others):
-        if getattr(c, name) <= 0:
-            raise UsageError(f"option {name}={getattr(c, name)} must be positive")
-    for name in ("epochs", "patience", "gradient_rows"):
-        if getattr(c, name) < 0:
-            raise UsageError(f"option {name}={getattr(c, name)} must not be negative")
-    for name in ("dropout", "image_dropout", "drop_modalities"):
-        if not 0 <= getattr(c, name) < 1:
-            raise UsageError(f"option {name}={getattr(c, name)} must be in [0, 1)")
-    parse_threshold(c.decision_threshold)
-    parse_subgroups(c.subgroups)
-    if c.hidden % c.heads:
-        raise UsageError(f"option hidden={c.hidden} must be a multiple of heads={c.heads}")
-    if c.fusion_experts and c.fusion_top_k > c.fusion_experts:
-        raise UsageError(f"option fusion_top_k={c.fusion_top_k} exceeds fusion_experts={c.fusion_experts}")

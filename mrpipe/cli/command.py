@@ -1,19 +1,34 @@
-"""A command of `mrpipe`, as the entry-point group `mrpipe.commands` declares it, and how it ends."""
+"""A command of `mrpipe`, as the entry-point group `mrpipe.commands` declares it, and how it ends.
 
+Signals that end a process become exceptions, so that temporary files are removed and child processes end.
+"""
+
+import math
 import signal
+import threading
+import time
 import traceback
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrpipe.cli.signals import Interrupted
 from mrpipe.errors import MrpipeError, StorageError, UsageError
 from mrpipe.reading import refusal_of
 
 # As a shell reports a program that ends by SIGPIPE.
 _BROKEN_PIPE = 141
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_PAUSE = 2.0  # seconds
+
+
+class Interrupted(KeyboardInterrupt):
+    """One of `SIGNALS` has arrived; `exit_code` is the one with which a shell reports it."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
 
 
 def unclaimed(arguments: Namespace) -> AbstractContextManager[None]:
@@ -67,3 +82,25 @@ def outcome(error: BaseException) -> tuple[str, int]:
     reason = (str(error).strip().splitlines() or ["no message"])[0]
     hint = "This is a bug, please report it: --debug prints the traceback"
     return f"unexpected error: {type(error).__name__}: {reason}{place}. {hint}", MrpipeError.exit_code
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` at a signal, unless the signal is ignored (as by nohup) or handled by the caller."""
+    last = -math.inf
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal last
+        # A parent and its process group often send a signal twice: the second one must not stop the clean-up.
+        if time.monotonic() - last >= _PAUSE:
+            last = time.monotonic()
+            raise Interrupted(number)
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, stop) for n in SIGNALS if in_main and signal.getsignal(n) in usual}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,9 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import mrpipe
-from mrpipe.cli.command import Command, outcome
+from mrpipe.cli.command import Command, interruptible, outcome
 from mrpipe.cli.output import add_output_options, command_first, configure
-from mrpipe.cli.signals import interruptible
 from mrpipe.errors import SHOW_VALUES, MrpipeError, UsageError, did_you_mean
 from mrpipe.privacy import printable
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ class Declaration(FaultCollector):
             value = {} if not path else value
             node.pop(path[-1], None) if path else None
         return dict(value)
+
+
+def pattern(file: str) -> str:
+    """Pattern for `Dataset.files` of a file of a declaration, in any compression and in any case of letters."""
+    return f"{escape(Path(file.partition('#')[0]).as_posix().lower())}*"
 
 
 def declare(

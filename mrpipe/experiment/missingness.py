@@ -12,6 +12,7 @@ gaussian      modalities are kept; noise of standard deviation p is added to the
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from mrpipe.budget import require_parquet
 from mrpipe.errors import UsageError
 from mrpipe.reading import reading
 from mrpipe.store import masks
+from mrpipe.store.content import data_identity
+from mrpipe.store.manifest import digest
 from mrpipe.store.parquet import read_metadata, write_frame
 from mrpipe.store.reader import Arrays, Store
 from mrpipe.store.splits import PARTS
@@ -105,9 +108,8 @@ def parse_p(text: str) -> float | dict[str, float]:
 
 def non_default(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `Missingness` that differ from their defaults, without mechanism, p, seed and view."""
-    defaults = vars(Missingness())
     others = {k: v for k, v in settings.items() if k not in ("mechanism", "p", "modalities", "seed")}
-    return {k: v for k, v in others.items() if k not in defaults or v != defaults[k]}
+    return {k: v for k, v in others.items() if not hasattr(Missingness, k) or v != getattr(Missingness, k)}
 
 
 def _rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -250,15 +252,32 @@ def realised_rates(store: Store, settings: Missingness, frame: pl.DataFrame) -> 
 def write_masks(store: Store, settings: Missingness, out: Path) -> dict[str, int]:
     """Draw masks and write them to a file; returns the number of samples per modality combination."""
     frame = draw_masks(store, settings)
-    recorded = dataclasses.asdict(settings) | {"store_id": store.store_id}
+    recorded = dataclasses.asdict(settings) | {"data_id": masked_data(store, settings)}
     recorded["realised"] = realised_rates(store, settings, frame)
     write_frame(out, frame, metadata={MASK_KEY: json.dumps(recorded, sort_keys=True)})
     counts = masks.pattern_counts(frame["modality_mask"].to_numpy())
     return {masks.combination_name(masks.to_names(m, store.bits)) or "none": n for m, n in counts.items()}
 
 
+def masked_data(store: Store, settings: Missingness) -> str:
+    """Identity of the tables that masks are drawn from; the view's tables count for every mechanism."""
+    task = settings.task if settings.mechanism == "mnar_label" else ""
+    return data_identity(store.manifest, settings.modalities or None, task, scheme="")
+
+
+def mask_hash(path: Path) -> str:
+    """SHA-256 of the masks and settings of a mask file; the realised rates, which name other splits, are left out."""
+    frame, settings, _ = read_masks(path)
+    found = hashlib.sha256(digest(dataclasses.asdict(settings)).encode())
+    found.update("\n".join(frame["sample_id"]).encode())
+    found.update(frame["modality_mask"].to_numpy().astype("<u2").tobytes())
+    return found.hexdigest()
+
+
 def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
-    """Read a mask file: frame (`sample_id`, `modality_mask`), settings, and id of the store.
+    """Read a mask file: frame (`sample_id`, `modality_mask`), settings, and identity of the data (`masked_data`).
+
+    In a file of an earlier version, the last one is the id of the store.
 
     Raises:
         DataError: the file does not exist, is damaged, or is not a mask file.
@@ -266,13 +285,13 @@ def read_masks(path: Path) -> tuple[pl.DataFrame, Missingness, str]:
     with reading(path, _EXPECTED, _FIX):
         require_parquet(path, str(path))
         values = json.loads(read_metadata(path)[MASK_KEY])
-        store_id = values.pop("store_id")
+        drawn_from = values.pop("data_id", None) or values.pop("store_id")
         values.pop("realised", None)
         settings = Missingness(**{**values, "modalities": tuple(values["modalities"])})
         frame = pl.read_parquet(path, columns=["sample_id", "modality_mask"])
         if frame.dtypes != [pl.String, pl.UInt16] or frame["sample_id"].is_duplicated().any():
             raise ValueError("not one 16-bit mask per sample")
-        return frame, settings, str(store_id)
+        return frame, settings, str(drawn_from)
 
 
 def read_realised(path: Path) -> dict[str, float]:

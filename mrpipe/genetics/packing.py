@@ -126,24 +126,14 @@ def _pairs_above(
     """
     called = calls != MISSING
     x = np.where(called, calls, 1).astype(np.float32) - 1.0
-    left = x[:, :n_left]
-    n_people = len(calls)
-    if called.all():
-        sums, squares = x.sum(0, dtype=np.float64), (x * x).sum(0, dtype=np.float64)
-        cov = (left.T @ x).astype(np.float64) * n_people - sums[:n_left, None] * sums[None, :]
-        variance = squares * n_people - sums**2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            r2 = cov * cov * ((1.0 / variance[:n_left, None]) * (1.0 / variance[None, :]))
-    else:
-        v, xx = called.astype(np.float32), x * x
-        stacked = np.concatenate([left, v[:, :n_left], xx[:, :n_left]], axis=1).T
-        by_x, by_v = (stacked @ x).astype(np.float64), (stacked @ v).astype(np.float64)
-        dot, sum_j = by_x[:n_left], by_x[n_left : 2 * n_left]
-        sum_i, n, squares_i = by_v[:n_left], by_v[n_left : 2 * n_left], by_v[2 * n_left :]
-        squares_j = (v[:, :n_left].T @ xx).astype(np.float64)
-        cov = dot * n - sum_i * sum_j
-        with np.errstate(divide="ignore", invalid="ignore"):
-            r2 = cov * cov * (1.0 / ((squares_i * n - sum_i**2) * (squares_j * n - sum_j**2)))
+    v, xx = called.astype(np.float32), x * x
+    stacked = np.concatenate([x[:, :n_left], v[:, :n_left], xx[:, :n_left]], axis=1).T
+    dot, sum_j, _ = np.split((stacked @ x).astype(np.float64), 3)
+    sum_i, n, squares_i = np.split((stacked @ v).astype(np.float64), 3)
+    squares_j = (v[:, :n_left].T @ xx).astype(np.float64)
+    cov = dot * n - sum_i * sum_j
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = cov * cov * (1.0 / ((squares_i * n - sum_i**2) * (squares_j * n - sum_j**2)))
     above = r2 > options.r2 * (1 + _EPSILON)
     distance = np.arange(x.shape[1])[None, :] - np.arange(n_left)[:, None]
     i, j = np.nonzero(above & (distance > 0) & (distance < options.window))
@@ -166,17 +156,13 @@ def _remove_pairs(partners: dict[int, list[int]], maf: NDArray[np.float64], remo
                 removed[i if maf[i] < (1 - _EPSILON) * maf[j] else j] = True
 
 
-def ld_prune(
-    packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions | None = None
-) -> NDArray[np.int64]:
+def ld_prune(packed: NDArray[np.uint8], chromosome: NDArray[np.generic], options: LdOptions) -> NDArray[np.int64]:
     """Ascending positions of the SNPs that remain after LD pruning.
 
     Args:
         packed: genotypes (n, bytes) of training subjects, SNPs sorted by position within each chromosome.
         chromosome: (p,) chromosome of each SNP; the SNPs of a chromosome are consecutive.
-        options: parameters of the pruning; default: `LdOptions()`.
     """
-    options = options or LdOptions()
     n_snps = len(chromosome)
     counts = call_counts(packed, n_snps)
     n_called = counts[:3].sum(axis=0)

@@ -1,7 +1,7 @@
 """Convert VCF and BCF files to a PLINK set: a program that reads a job from standard input.
 
 Records are streamed through htslib (cyvcf2), so that memory does not depend on their number. It has a process of its
-own (`datasets.adni.genomic.vcf`), because htslib crashes on some damaged files.
+own (`datasets.adni.genomic.plink.open_vcf`), because htslib crashes on some damaged files.
 """
 
 import itertools

@@ -45,13 +45,11 @@ class ChainSettings:
         registration: quality, fast or affine.
         brain: `extract`, or `stripped` for skull-stripped scans (all values above 0 are brain).
         accepted: a person accepted the scan: numbers outside the limits of `suitability.LIMITS` are noted.
-        keep: also write brain mask and grey-matter probability, for evaluation.
     """
 
     registration: str = "quality"
     brain: str = "extract"
     accepted: bool = False
-    keep: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +194,7 @@ def run_chain(
     brain = frame.new_image_like(np.where(brain_mask, head, 0).astype(np.float32))
     mask = frame.new_image_like(brain_mask.astype(np.float32))
     tissues = tissue_probabilities(head, brain_mask)
-    grey_p, grey = tissues[1], frame.new_image_like(tissues[1])
+    grey = frame.new_image_like(tissues[1])
     sums = tissues.sum(axis=(1, 2, 3), dtype=np.float64)
     gm_ml = float(sums[1]) * voxel_ml
     numbers |= dict(zip(("fluid_share", "grey_share", "white_share"), (sums / sums.sum()).tolist(), strict=True))
@@ -229,9 +227,6 @@ def run_chain(
         "jacobian_max": float(jacobian[fixed_brain].max()),
     }
     notes += [f"accepted although {fault.found}" for fault in faults_of(numbers, shown_as)]
-    if settings.keep:
-        write_nifti(work / "brain.nii.gz", brain_mask.astype(np.uint8), scan.affine)
-        write_nifti(work / "gm.nii.gz", grey_p, scan.affine)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
     result = ChainResult(gm=gm, numbers=numbers, seconds=seconds, peak_mb=peak_mb, notes=tuple(notes))
-    return result, {"t1": t1, "head": head, "brain": brain_mask.astype(np.float32), "grey": grey_p}
+    return result, {"t1": t1, "head": head, "brain": brain_mask.astype(np.float32), "grey": tissues[1]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from mrpipe.imaging.nifti import load_nifti, refused
 
@@ -28,24 +29,15 @@ class VoxelGrid:
     affine: NDArray[np.float64]
 
     @cached_property
-    def box(self) -> tuple[slice, slice, slice]:
+    def box(self) -> tuple[slice, ...]:
         """Bounding box of the mask, one slice per axis."""
-        slices = []
-        for axis in range(3):
-            hit = np.flatnonzero(self.mask.any(axis=tuple(a for a in range(3) if a != axis)))
-            slices.append(slice(int(hit[0]), int(hit[-1]) + 1))
-        return slices[0], slices[1], slices[2]
+        box: tuple[slice, ...] = find_objects(self.mask.astype(np.int8))[0]
+        return box
 
     @cached_property
     def inside(self) -> NDArray[np.bool_]:
         """The mask cropped to its bounding box, (D, H, W)."""
         return np.ascontiguousarray(self.mask[self.box])
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of the bounding box."""
-        d, h, w = self.inside.shape
-        return d, h, w
 
     @cached_property
     def n_voxels(self) -> int:
@@ -86,7 +78,7 @@ class VoxelGrid:
         Returns:
             Volume (D, H, W), each axis of length ⌈size / downsample⌉.
         """
-        full = np.zeros(self.shape, dtype=np.float32)
+        full = np.zeros(self.inside.shape, dtype=np.float32)
         full[self.inside] = vector
         inside = self.inside
         if downsample > 1:
@@ -97,17 +89,12 @@ class VoxelGrid:
 
     def output_shape(self, downsample: int = 1) -> tuple[int, int, int]:
         """Shape of the result of `volume(..., downsample=...)`."""
-        d, h, w = (-(-s // downsample) for s in self.shape)
+        d, h, w = (-(-s // downsample) for s in self.inside.shape)
         return d, h, w
 
     def describe(self, downsample: int = 1) -> str:
         """Relation of a stored volume to the template grid and world coordinates, for the dictionary."""
-        affine = self.crop_affine
-        if downsample > 1:
-            # The centre of a block of k voxels is (k − 1) / 2 voxels from the first one.
-            affine = affine.copy()
-            affine[:3, 3] += affine[:3, :3] @ np.full(3, (downsample - 1) / 2)
-            affine[:3, :3] *= downsample
+        affine = block_affine(self.crop_affine, downsample)
         rows = "; ".join(" ".join(f"{v:g}" for v in np.round(row, 4)) for row in affine[:3])
         box = ", ".join(f"{s.start}:{s.stop}" for s in self.box)
         pooled = f", mean over blocks of {downsample}³ voxels" if downsample > 1 else ""
@@ -116,6 +103,13 @@ class VoxelGrid:
             f"voxels [{box}] of the {grid} template grid{pooled}; {self.n_voxels} voxels in the mask, 0 outside it and "
             f"never exactly 0 inside (2^-24 stands for 0), so x != 0 is the mask; affine to RAS mm, rows: {rows}"
         )
+
+
+def block_affine(affine: NDArray[np.float64], edge: int) -> NDArray[np.float64]:
+    """Affine of the means over blocks: the centre of a block is (edge − 1) / 2 voxels from its first voxel."""
+    blocks = np.diag([edge, edge, edge, 1.0])
+    blocks[:3, 3] = (edge - 1) / 2
+    return np.asarray(affine @ blocks)
 
 
 def block_mean(volume: NDArray[np.float32], edge: int) -> NDArray[np.float32]:

@@ -17,8 +17,10 @@ from mrpipe.reading import reading
 _NIFTI2 = tuple((540).to_bytes(4, order) for order in ("little", "big"))  # length of the header
 # Maximum cosine between two axes of a scan that is not sheared; scanners write smaller ones.
 MAX_SHEAR = 1e-2
-# Scanners have a field of view of 500 mm at most; T1 scans of heads have up to 300 mm.
-MAX_EXTENT_MM = 400.0
+# Extent along each axis. Scanners have a field of view of 500 mm at most; T1 scans of heads have up to 300 mm.
+MIN_EXTENT_MM, MAX_EXTENT_MM = 100.0, 400.0
+# Number of voxels along each axis, and their edges; localisers have slices of 5 mm.
+MIN_VOXELS, MAX_VOXEL_MM = 32, 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,18 +133,11 @@ def _same_directions(header: Any, shown_as: str) -> bool:
     return bool(np.allclose(sform, qform, atol=0.5))
 
 
-def read_scan(
-    path: Path, shown_as: str, *, max_voxel_mm: float = 3.0, min_extent_mm: float = 100.0, min_voxels: int = 32
-) -> NiftiScan:
+def read_scan(path: Path, shown_as: str) -> NiftiScan:
     """Read a T1 image of a head as a RAS+ volume.
 
     Supports big-endian files, integer and scaled data, any axis order, left- and right-handed axes, and trailing axes
     of length 1. NaN and infinities become 0.
-
-    Args:
-        max_voxel_mm: maximum voxel edge length; excludes localisers with 5 mm slices.
-        min_extent_mm: minimum extent along each axis; a head is larger.
-        min_voxels: minimum number of voxels along each axis.
 
     Raises:
         DataError: the file is unreadable, or has several volumes, a single slice, coarse voxels, a small or huge field
@@ -167,16 +162,16 @@ def read_scan(
         _require_consistent(header, affine, shown_as, notes)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     size = "×".join(map(str, shape))
-    if min(shape) < min_voxels:
-        raise refused(shown_as, f"at least {min_voxels} voxels an axis", f"{size} voxels", "Too few slices for a T1.")
+    if min(shape) < MIN_VOXELS:
+        raise refused(shown_as, f"at least {MIN_VOXELS} voxels an axis", f"{size} voxels", "Too few slices for a T1.")
     # Headers are float32, so that an edge of 3 mm can be slightly larger.
-    if spacing.max() > max_voxel_mm * 1.001:
+    if spacing.max() > MAX_VOXEL_MM * 1.001:
         found = f"voxels of {spacing[0]:.2f}×{spacing[1]:.2f}×{spacing[2]:.2f} mm"
-        raise refused(shown_as, f"voxels of at most {max_voxel_mm:g} mm", found, "Too coarse for a structural T1.")
+        raise refused(shown_as, f"voxels of at most {MAX_VOXEL_MM:g} mm", found, "Too coarse for a structural T1.")
     extent = spacing * shape
-    if extent.min() < min_extent_mm:
+    if extent.min() < MIN_EXTENT_MM:
         found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm ({size} voxels)"
-        raise refused(shown_as, f"a field of view of at least {min_extent_mm:g} mm", found, "Too small for a head.")
+        raise refused(shown_as, f"a field of view of at least {MIN_EXTENT_MM:g} mm", found, "Too small for a head.")
     if extent.max() > MAX_EXTENT_MM:
         found = f"{extent[0]:.0f}×{extent[1]:.0f}×{extent[2]:.0f} mm"
         raise refused(shown_as, f"a field of view of at most {MAX_EXTENT_MM:g} mm", found, "Check the voxel size.")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, binary_erosion, distance_transform_edt, gaussian_filter1d
 
 from mrpipe.errors import Fault
-from mrpipe.imaging.grid import block_mean
+from mrpipe.imaging.grid import block_affine, block_mean
 
 Volume = NDArray[np.float32]
 Affine = NDArray[np.float64]
@@ -48,10 +48,7 @@ TURNS = tuple(itertools.product(range(-30, 31, 10), (-15, 0, 15), (-15, 0, 15)))
 def _coarse(volume: Volume, affine: Affine, mm: float = 3.0) -> tuple[Volume, Affine]:
     """Means over blocks of at most `mm`, and their affine."""
     edge = max(1, int(mm / np.linalg.norm(affine[:3, :3], axis=0).min()))
-    moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ np.full(3, (edge - 1) / 2)
-    moved[:3, :3] *= edge
-    return block_mean(volume, edge), moved
+    return block_mean(volume, edge), block_affine(affine, edge)
 
 
 def _cubes(brain: Volume, affine: Affine, turns: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.nifti import load_nifti, write_nifti
 
 # FSL's 2 mm MNI grid; 91 × 109 × 91 voxels.
-MNI_SHAPE = (91, 109, 91)
+GM, MNI_SHAPE = 0.5, (91, 109, 91)
 MNI_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2.0, 0, -126], [0, 0, 2.0, -72], [0, 0, 0, 1]])
 
 
@@ -29,7 +29,6 @@ class Template:
 
     t1: NDArray[np.float32]
     grid: VoxelGrid
-    source: str
 
     @property
     def brain(self) -> NDArray[np.bool_]:
@@ -59,12 +58,11 @@ def _resampled(image: Any, shape: tuple[int, ...], affine: NDArray[np.float64]) 
     return out
 
 
-def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) -> Template:
+def mni_template(grid: VoxelGrid | None = None) -> Template:
     """MNI152 2009a as included in nilearn (no download), resampled to `grid` or to 2 mm (91 × 109 × 91).
 
     Args:
-        gm_threshold: grey-matter probability above which a voxel is in the mask; ignored with `grid`.
-        grid: grid and mask to use instead.
+        grid: grid and mask; default: the voxels of the 2 mm grid with a grey-matter probability above `GM`.
 
     Raises:
         MissingExtraError: nilearn is not installed.
@@ -74,15 +72,15 @@ def mni_template(*, gm_threshold: float = 0.5, grid: VoxelGrid | None = None) ->
     t1 = _resampled(datasets.load_mni152_template(resolution=1), shape, affine)
     if grid is None:
         gm = _resampled(datasets.load_mni152_gm_template(resolution=1), shape, affine)
-        grid = VoxelGrid(mask=(gm > gm_threshold) & (t1 > 0), affine=MNI_AFFINE)
-    return Template(t1=t1, grid=grid, source="MNI152 2009a, nilearn")
+        grid = VoxelGrid(mask=(gm > GM) & (t1 > 0), affine=MNI_AFFINE)
+    return Template(t1=t1, grid=grid)
 
 
 def user_template(path: Path, shown_as: str, grid: VoxelGrid) -> Template:
     """A user's skull-stripped T1, resampled to the grid of the mask."""
     image = load_nifti(path, shown_as)
     data = nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-    return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid, source=path.name)
+    return Template(t1=_resampled(data, grid.mask.shape, grid.affine), grid=grid)
 
 
 def mni_tissues(voxel_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:

@@ -27,20 +27,12 @@ ENVIRONMENT = dict.fromkeys(("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", *_LIMITS), 
 
 
 def process_scan(
-    scan: Path,
-    shown_as: str,
-    templates: tuple[Path, Path],
-    settings: ChainSettings,
-    picture: Path,
-    *,
-    timeout_s: float,
-    keep_in: Path | None = None,
+    scan: Path, shown_as: str, templates: tuple[Path, Path], settings: ChainSettings, picture: Path, *, timeout_s: float
 ) -> ChainResult:
     """Run the chain on one scan in a separate process.
 
     Args:
         templates: files of the template's T1 and brain mask.
-        keep_in: folder in which intermediate files are kept; by default they are temporary.
 
     Raises:
         ScanFailedError: the scan is unsuitable, the chain crashed, or it took longer than `timeout_s`.
@@ -48,9 +40,8 @@ def process_scan(
             disk space; the scan can be retried.
     """
     with tempfile.TemporaryDirectory(prefix="scan.", dir=picture.parent) as temporary:
-        work = keep_in or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        job, result = Path(temporary) / "job", Path(temporary) / "result"
+        work = Path(temporary)
+        job, result = work / "job", work / "result"
         call = (scan.resolve(), shown_as, *(t.resolve() for t in templates), settings, work.resolve())
         job.write_bytes(pickle.dumps((call, picture.resolve(), result.resolve())))
         try:

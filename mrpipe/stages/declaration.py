@@ -19,6 +19,7 @@ def declaration(dataset: Dataset) -> dict[str, Any]:
         **{name: getattr(dataset, name) for name in _TEXTS},
         "tasks": [dataclasses.asdict(t) for t in dataset.tasks],
         "schemes": {name: dataclasses.asdict(scheme) for name, scheme in dataset.schemes.items()},
+        "files": dict(dataset.files),
         "modalities": [[name, r.bit, r.description] for name, r in dataset.modalities.items()],
     }
 
@@ -40,6 +41,7 @@ def checked_dataset(dataset: Dataset, work: Path) -> Dataset:
         **{name: value[name] for name in _TEXTS},
         tasks=tuple(Task(**{**t, "classes": tuple(t["classes"])}) for t in value["tasks"]),
         schemes={n: Scheme(**{**s, "fractions": tuple(s["fractions"])}) for n, s in value["schemes"].items()},
+        files=value.get("files", {}),
         modalities={n: ModalityReader(bit=b, description=d, read=_unreadable) for n, b, d in value["modalities"]},
     )
 

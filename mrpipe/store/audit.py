@@ -17,7 +17,7 @@ from mrpipe.errors import UsageError, values_shown
 from mrpipe.genetics.packing import unpack_at
 from mrpipe.schema import Modality
 from mrpipe.store import masks
-from mrpipe.store.leaks import ALPHA, LEAST, THRESHOLD, Columns, feature_columns, find_leaks, mask_columns
+from mrpipe.store.leaks import ALPHA, THRESHOLD, Columns, feature_columns, find_leaks, mask_columns
 from mrpipe.store.reader import Arrays, Store
 
 _TEXTS = "modality", "feature", "what", "class", "source_file", "source_column", "description"
@@ -72,7 +72,6 @@ def audit(
     task: str | None = None,
     scheme: str | None = None,
     threshold: float = THRESHOLD,
-    least: int = LEAST,
     alpha: float = ALPHA,
 ) -> pl.DataFrame:
     """Features and mask bits that nearly determine a label on the training rows of a split.
@@ -80,7 +79,7 @@ def audit(
     Of images, volumes and modalities whose dictionary does not describe each element, only the mask bit is tested.
 
     Args:
-        threshold, least, alpha: those of `leaks.find_leaks`; alpha holds per modality, and for all mask bits together.
+        threshold, alpha: those of `leaks.find_leaks`; alpha holds per modality, and for all mask bits together.
 
     Returns:
         Rows of AUDIT_SCHEMA, highest AUROC first: `what` is `value`, `is <level>`, `has <item>`, `mean of <item>`,
@@ -100,7 +99,7 @@ def audit(
     number = {s: i for i, s in enumerate(labelled["sample_id"])}
 
     def tested(blocks: Iterable[Columns], values: NDArray[Any]) -> pl.DataFrame:
-        return find_leaks(blocks, values, declared.classes, threshold=threshold, alpha=alpha, least=least)
+        return find_leaks(blocks, values, declared.classes, threshold=threshold, alpha=alpha)
 
     bits = masks.unpack(labelled["modality_mask"].to_numpy(), list(store.bits.values()))
     texts = {"name": MASK_FEATURE, "source_file": "", "source_column": "", "description": MASK_TEXT}

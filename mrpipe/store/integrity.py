@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mrpipe.errors import Fault
+from mrpipe.locks import cache_folder
 from mrpipe.raw import sha256
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import RESTORE, Manifest, read_sealed_json
 from mrpipe.store.parquet import write_text
-from mrpipe.text.cache import cache_folder
 
 # A file changed within this time, in seconds, may change again without another time stamp: its hash is not remembered.
 _RESOLUTION = 2.0

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,9 @@ from mrpipe.store.layout import StoreLayout
 
 FORMAT = 2
 RESTORE = "Restore the store from a copy, or delete its folder and build it again."
-# Keys that do not describe the data: the same data built by another version of mrpipe have the same id.
+# Keys that do not describe the data: neither the version nor the history of the same data is part of their id.
 _NOT_IN_ID = {"code_hash", "mrpipe_version", "card", "store_id", "checksum"}
+_HISTORY = {"options", "options_changed", "inputs", "notes"}
 # Elements of `x` per byte of its file. Constant values, which compress best, reach a tenth of it.
 _MOST_ELEMENTS = 2**16
 # Key of the manifest, what was expected and what was found.
@@ -91,19 +92,19 @@ class Manifest:
         return with_checksum(dataclasses.asdict(self))
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object with sorted keys, without spaces, in ASCII."""
+def digest(content: Any) -> str:
+    """SHA-256 of a JSON value with sorted keys, without spaces, in ASCII."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def content_id(values: Mapping[str, Any]) -> str:
+def content_id(values: Mapping[str, Any], without: Collection[str] = _HISTORY) -> str:
     """Id of a store: hash of the keys of its manifest that describe the data."""
-    return _digest({key: value for key, value in values.items() if key not in _NOT_IN_ID})[:16]
+    return digest({key: value for key, value in values.items() if key not in {*_NOT_IN_ID, *without}})[:16]
 
 
 def checksum(values: Mapping[str, Any]) -> str:
     """Hash of all other keys of a manifest or a provenance file."""
-    return _digest({key: value for key, value in values.items() if key != "checksum"})
+    return digest({key: value for key, value in values.items() if key != "checksum"})
 
 
 def with_checksum(values: Mapping[str, Any]) -> str:
@@ -143,7 +144,8 @@ def read_manifest(root: Path) -> Manifest:
     findings = list(_schema_findings(values)) or list(_contradictions(values))
     if values.get("checksum") != computed:
         findings.append(("checksum", "the hash of the other keys", _shown(values.get("checksum"))))
-    elif values.get("store_id") != content_id(values):
+    # Ids of stores of earlier versions include the history.
+    elif values.get("store_id") not in (content_id(values), content_id(values, without=())):
         findings.append(("store_id", "the hash of the keys that describe the data", _shown(values.get("store_id"))))
     if findings:
         fix = f"The manifest was edited or damaged. {RESTORE}"

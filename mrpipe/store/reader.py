@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mrpipe.errors import DataError, Fault, UsageError
+from mrpipe.genetics.packing import copies
 from mrpipe.reading import read_frame, reading
 from mrpipe.schema import Modality, Task
 from mrpipe.store import masks
@@ -26,11 +27,7 @@ from mrpipe.store.integrity import hash_faults, other_faults, size_faults
 from mrpipe.store.invariants import find_breaches
 from mrpipe.store.layout import StoreLayout
 from mrpipe.store.manifest import RESTORE, Manifest, differences, read_manifest
-from mrpipe.store.matrix import build_matrix
 from mrpipe.store.splits import PARTS
-
-if TYPE_CHECKING:
-    from mrpipe.transforms.fit import Transforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +70,38 @@ class Arrays:
         total = np.add.reduceat(np.where(known, self.x, 0), starts, axis=0, dtype=np.float64)
         count = np.add.reduceat(known, starts, axis=0, dtype=np.int64)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Features of n labelled samples, in order of sample_id.
+
+    Attributes:
+        x: (n, p) float32; NaN if a value is unknown or the sample lacks the modality. Categories are positions in
+            `levels` of the dictionary; genotypes are copies of A1. A sequence has the mean and the maximum of each
+            feature over its steps, and the logarithm of the number of steps.
+        y: (n,) int64 class, or float64 target.
+        groups: (n,) subject_id, for a cross-validation that keeps the samples of a subject together.
+        names: p names, `modality.feature`; sample_id: (n,).
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64] | NDArray[np.float64]
+    groups: NDArray[np.str_]
+    names: tuple[str, ...]
+    sample_id: NDArray[np.str_]
+
+
+def _features(arrays: Arrays, names: list[str]) -> tuple[NDArray[np.float32], list[str]]:
+    """Columns of one modality and their names."""
+    if arrays.modality.encoding == "packed2":
+        return copies(arrays.x, arrays.modality.size), names
+    x = arrays.x.astype(np.float32)
+    if arrays.offsets is None:
+        return x, names
+    steps = np.log(np.diff(arrays.offsets).astype(np.float32))[:, None]
+    names = [*(f"{name} {statistic}" for statistic in ("mean", "maximum") for name in names), "log number of steps"]
+    return np.concatenate([arrays.means(), np.fmax.reduceat(x, arrays.offsets[:-1]), steps], axis=1), names
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
@@ -211,22 +240,17 @@ class Store:
         schema = {"modalities": pl.String, "modality_mask": pl.UInt16, "n": pl.Int64}
         return pl.DataFrame(rows, schema=schema, orient="row")
 
-    def arrays(
-        self, name: str, *, split: str | None = None, part: str | None = None, transform: Transforms | None = None
-    ) -> Arrays:
+    def arrays(self, name: str, *, split: str | None = None, part: str | None = None) -> Arrays:
         """One modality as numpy arrays; not copied if dtype and layout allow.
 
         Args:
             split, part: restrict the samples to this scheme (`default` or, with `part`, None: default scheme) and part.
-            transform: fitted transforms to apply.
 
         Raises:
             DataError: another store took the place of this one after it was opened.
         """
         arrays = self.row_group(name, None)
-        if part is not None or split is not None:
-            arrays = arrays.take(self.rows(name, split, part))
-        return arrays if transform is None else transform.apply(name, arrays)
+        return arrays if part is None and split is None else arrays.take(self.rows(name, split, part))
 
     def row_group(self, name: str, number: int | None) -> Arrays:
         """One row group of a modality's table, or all rows; see `row_group_starts`."""
@@ -249,7 +273,49 @@ class Store:
         rows = self.samples().join(chosen, on="sample_id", how="semi").select(f"row_{name}").drop_nulls()
         return np.sort(rows.collect()[f"row_{name}"].to_numpy()).astype(np.int64)
 
-    matrix = build_matrix
+    def matrix(
+        self,
+        modalities: Sequence[str] | None = None,
+        part: str | None = None,
+        split: str | None = None,
+        task: str | None = None,
+    ) -> Matrix:
+        """Labelled samples with one of the modalities (default: all) in a part of the scheme `split` (default: all).
+
+        Raises:
+            UsageError: unknown names, modalities of another kind, or no samples.
+        """
+        dictionary, task_kind = self.dictionary, self.task(task).kind
+        events = set(dictionary.filter(position=0, kind="event")["modality"])
+        usable = [m.name for m in self.modalities if m.kind not in ("image", "volume") and m.name not in events]
+        chosen = [m.name for m in self.choose(modalities)]
+        if wrong := [name for name in chosen if name not in usable]:
+            able = ", ".join(usable) or "none"
+            raise UsageError(
+                f"images, volumes and events have no matrix: {', '.join(wrong)}; modalities that have: {able}"
+            )
+        samples = self.samples().filter(pl.any_horizontal(pl.col(f"row_{name}").is_not_null() for name in chosen))
+        samples = samples.join(self.labels(task), on="sample_id")
+        part = None if part == "all" else part
+        if part is not None or split is not None:
+            samples = samples.join(self.split(split, part), on="sample_id", how="semi")
+        frame = samples.sort("sample_id").collect()
+        if frame.is_empty():
+            raise UsageError(f"no labelled samples with {' or '.join(chosen)} in {part or 'the store'}")
+        blocks, names = [], list[str]()
+        for name in chosen:
+            row, own = frame[f"row_{name}"], dictionary.filter(modality=name).sort("position")["name"].to_list()
+            values, own = _features(self.arrays(name).take(row.drop_nulls().to_numpy().astype(np.int64)), own)
+            blocks.append(np.full((len(frame), len(own)), np.nan, dtype=np.float32))
+            blocks[-1][row.is_not_null().to_numpy()] = values
+            names += [f"{name}.{column}" for column in own]
+        return Matrix(
+            x=np.concatenate(blocks, axis=1),
+            y=frame["value"].cast(pl.Int64 if task_kind == "classification" else pl.Float64).to_numpy(),
+            groups=frame["subject_id"].to_numpy().astype(np.str_),
+            names=tuple(names),
+            sample_id=frame["sample_id"].to_numpy().astype(np.str_),
+        )
 
     def verify(self, *, deep: bool = False) -> None:
         """Verify the integrity of the store.
@@ -270,6 +336,8 @@ class Store:
         with reading(root, "readable tables", RESTORE):
             content = describe(root, self.bits, [t.name for t in self.tasks], self.schemes, stated)
             breaches = find_breaches(root, self.tasks, deep=deep)
+        for known, found in zip(manifest.modalities, content["modalities"], strict=True):
+            found.pop("" if "dictionary_sha256" in known else "dictionary_sha256", None)  # not in an older store
         place = str(self._paths.manifest)
         for key, value in content.items():
             for column, actual, found in differences(getattr(manifest, key), value, key):

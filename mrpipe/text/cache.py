@@ -3,27 +3,19 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mrpipe.locks import cache_folder
 from mrpipe.text.base import Encoder, Floats, Offsets, flatten
 
 _LOG = logging.getLogger(__name__)
 BLOCK = 4096  # texts whose vectors are looked up and written at once; an interrupted job loses no more
-
-
-def cache_folder() -> Path | None:
-    """`MRPIPE_CACHE` (empty: no cache), otherwise `mrpipe` in `XDG_CACHE_HOME` or `~/.cache`."""
-    usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mrpipe")
-    folder = os.environ.get("MRPIPE_CACHE", usual)
-    return Path(folder).expanduser() if folder else None
 
 
 class CachedEncoder:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -14,17 +14,6 @@ from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays
 from mrpipe.transforms.encoding import Encoded, decode_array, encode_array
 from mrpipe.transforms.options import TransformOptions
-
-
-class Step(Protocol):
-    """A fitted step for a group of columns of a feature matrix."""
-
-    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-    @property
-    def width(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -140,6 +129,7 @@ class TfidfSvd(Encoded):
         return len(self.components)
 
 
+Step = Numeric | OneHot | TfidfSvd  # a fitted step for a group of columns of a feature matrix
 _STEPS: dict[str, Any] = {c.kind: c for c in (Numeric, OneHot, TfidfSvd)}
 
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,29 @@ def test_errors_name_the_module_and_line(project: Path) -> None:
     (project / "mrpipe/masks.py").write_text("x = 1\ndef (:\n")
     with pytest.raises(mrpipe.codehash.UsageError, match=r"masks\.py, line 2"):
         hash_now(project, "mrpipe.store")
+
+
+def test_hashes_are_remembered_until_a_file_changes(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MRPIPE_CACHE", str(cache))
+    before = hash_now(project, "mrpipe.store")
+    assert not list(cache.rglob("*.json")), "the files have just been written"
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + 10)
+    assert hash_now(project, "mrpipe.store") == before
+    (file,) = cache.rglob("*.json")
+    file.write_text(file.read_text().replace(before, "remembered"))
+    assert hash_now(project, "mrpipe.store") == "remembered"
+    # Same size and modification time.
+    masks = project / "mrpipe/masks.py"
+    stat = masks.stat()
+    edit(project, "mrpipe/masks.py", "return x", "return 1")
+    os.utime(masks, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hash_now(project, "mrpipe.store") not in (before, "remembered")
+    file.write_text("[1")
+    assert hash_now(project, "mrpipe.store") not in (before, "remembered")
 
 
 def test_hash_is_independent_of_the_process() -> None:

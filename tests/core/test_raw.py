@@ -38,25 +38,22 @@ def test_find_one_ignores_case_and_matches_the_whole_path(tmp_path: Path) -> Non
     target = write(tmp_path / "Topics.CSV", "x")
     write(tmp_path / "old" / "topics.csv", "x")
     write(tmp_path / "topics.csv.bak", "x")
-    faults = FaultCollector()
-    assert find_one(tmp_path, [r"topics\.csv"], what="topics", fix="", faults=faults) == target
-    assert faults.faults == []
+    assert find_one(tmp_path, [r"topics\.csv"], what="topics", fix="") == target
 
 
 def test_find_one_accepts_the_pattern_of_any_release(tmp_path: Path) -> None:
     target = write(tmp_path / "DXSUM_PDXCONV_01Jan2020.csv", "x")
-    faults = FaultCollector()
     patterns = [r"DXSUM\.csv", r"DXSUM_PDXCONV_\d{2}[A-Z][a-z]{2}\d{4}\.csv"]
-    assert find_one(tmp_path, patterns, what="diagnoses", fix="", faults=faults) == target
+    assert find_one(tmp_path, patterns, what="diagnoses", fix="") == target
 
 
 @pytest.mark.parametrize(("present", "found"), [([], "no such file"), (["a/t.csv", "b/t.csv"], "a/t.csv, b/t.csv")])
 def test_find_one_reports_no_and_several_matches(tmp_path: Path, present: list[str], found: str) -> None:
     for name in present:
         write(tmp_path / name, "x")
-    faults = FaultCollector()
-    assert find_one(tmp_path, [r"(?:.*/)?t\.csv"], what="one table", fix="Get it.", faults=faults) is None
-    (fault,) = faults.faults
+    with pytest.raises(DataError) as caught:
+        find_one(tmp_path, [r"(?:.*/)?t\.csv"], what="one table", fix="Get it.")
+    (fault,) = caught.value.faults
     assert found in str(fault)
     assert "one table" in str(fault)
     assert "Get it." in str(fault)

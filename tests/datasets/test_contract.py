@@ -170,27 +170,28 @@ def test_manifest_contains_no_local_path_and_no_subject(name: str, built: dict[s
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_store_does_not_depend_on_cores_or_hash_seed(name: str, built: dict[str, Path], tmp_path: Path) -> None:
-    expected = mrpipe.open_store(built[name]).store_id
-    for seed, cores in (("1", 1), ("4242", 2)):
-        threads = {v: str(cores) for v in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        out = tmp_path / f"{cores}"
-        command = [sys.executable, "-m", "mrpipe"]
-        raw = tmp_path / f"raw{cores}" / f"{name}.raw"
-        env = {**os.environ, "PYTHONHASHSEED": seed, **threads}
-        pairs = settings_of(name)
-        extra = ["--set", *pairs] if pairs else []
-        for verb in (
-            ["simulate", name, "--out", str(raw), *extra],
-            ["build", name, "--raw", str(raw), "--out", str(out)],
-        ):
-            subprocess.run([*command, *verb], env=env, check=True, capture_output=True)
-        assert mrpipe.open_store(out).store_id == expected
+    """The store of this process, with a random hash seed and all cores, is that of one with another seed and one core.
+
+    `make test` gives one thread to linear algebra in this process.
+    """
+    threads = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    raw, out = tmp_path / f"{name}.raw", tmp_path / "store"
+    pairs = settings_of(name)
+    verbs = [
+        ["simulate", name, "--out", str(raw), *(["--set", *pairs] if pairs else [])],
+        ["build", name, "--raw", str(raw), "--out", str(out)],
+    ]
+    code = "import json, sys; from mrpipe.cli.main import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    env = {**os.environ, "PYTHONHASHSEED": "4242", **threads}
+    subprocess.run([sys.executable, "-c", code, json.dumps(verbs)], env=env, check=True, capture_output=True)
+    assert mrpipe.open_store(out).store_id == mrpipe.open_store(built[name]).store_id
 
 
 # The two readers with the longest builds; all others are slow tests.
-@pytest.mark.parametrize(
-    "name", [n if n in ("adni", "mimic") else pytest.param(n, marks=pytest.mark.slow) for n in dataset_names()]
-)
+KILLED = {"mimic": (), "adni": pytest.mark.whole}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=KILLED.get(n, pytest.mark.slow)) for n in dataset_names()])
 def test_a_killed_build_resumes_to_the_same_store(
     name: str, built: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
@@ -201,7 +202,7 @@ def test_a_killed_build_resumes_to_the_same_store(
     subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], check=True, capture_output=True)
     duration = time.monotonic() - started
     kills = 0
-    for fraction in (0.3, 0.5, 0.65, 0.8, 0.9):
+    for fraction in (0.4, 0.65, 0.85):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(duration * fraction)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrpipe.datasets.adni.image.maps import open_maps
-from mrpipe.datasets.adni.image.options import ImageOptions
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.mimic.scan.scanner import read_header
 from mrpipe.delimited import read_table
 from mrpipe.errors import DataError, FaultCollector
@@ -20,7 +20,7 @@ from tests.datasets.forbidden import forbid
 
 def stack(path: Path) -> None:
     faults = FaultCollector()
-    open_maps(path.parent, ImageOptions(), faults)
+    open_maps(path.parent, AdniOptions(), faults)
     raise DataError(faults.faults)
 
 

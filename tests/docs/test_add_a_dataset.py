@@ -11,6 +11,7 @@ import pytest
 import mrpipe as library
 from tests.docs.pages import install, mrpipe, titled_blocks
 
+pytestmark = pytest.mark.whole
 BLOCKS = titled_blocks("add-a-dataset.md")
 
 

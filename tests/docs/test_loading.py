@@ -12,6 +12,7 @@ from mrpipe.datasets import get_dataset
 from mrpipe.stages.simulate import simulate
 from tests.docs.pages import PROJECT, mrpipe, titled_blocks
 
+pytestmark = pytest.mark.whole
 BLOCKS = titled_blocks("loading.md")
 
 

@@ -27,6 +27,17 @@ def test_hooks_use_the_pinned_tools(project: Path) -> None:
     assert {tool: found[tool] for tool in ("ruff", "snakefmt")} == {tool: pins[tool] for tool in ("ruff", "snakefmt")}
 
 
+def test_every_test_is_slow_or_run_before_a_merge(project: Path) -> None:
+    called = set(re.findall(r"^make --no-print-directory (\S+)", (project / ".ci/run").read_text(), re.MULTILINE))
+    assert {"lint", "docs", "test", "test-whole", "test-cluster", "coverage", "demo"} <= called
+    makefile = (project / "Makefile").read_text()
+    recipes = re.findall(r'^(test[\w-]*): .*\n\t.*-m "([^"]+)"', makefile, re.MULTILINE)
+    assert {name for name, _ in recipes} <= called
+    for kinds in ([], ["whole"], ["cluster"]):
+        names = {name: name in kinds for name in ("slow", "cluster", "whole")}
+        assert sum(eval(expression, {}, names) for _, expression in recipes) == 1
+
+
 def test_ci_runs_the_declared_pythons_and_make_targets(project: Path) -> None:
     jobs = yaml.safe_load((project / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]["classifiers"]
@@ -34,7 +45,7 @@ def test_ci_runs_the_declared_pythons_and_make_targets(project: Path) -> None:
     assert jobs["tests"]["strategy"]["matrix"]["python-version"] == versions
     commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
     targets = {t for c in commands for t in re.findall(r"^make (\S+)", c)}
-    assert targets == {"lint", "test", "docs"}
+    assert targets == {"lint", "test", "test-whole", "docs"}
     makefile = (project / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]

@@ -12,6 +12,7 @@ from mrpipe.datasets import get_dataset
 from mrpipe.stages.simulate import simulate
 from tests.docs.pages import PROJECT, mrpipe
 
+pytestmark = pytest.mark.whole
 PAGE = (PROJECT / "docs" / "quickstart.md").read_text(encoding="utf-8")
 
 

@@ -33,11 +33,13 @@ def test_output_is_compared_loosely() -> None:
             check_output(wrong, printed)
 
 
+@pytest.mark.whole
 def test_your_hospitals_tables(tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) -> None:
     tutorial.run("hospital.md")
     finish(tutorial, capsys)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("source", [pytest.param("real", marks=pytest.mark.real_data), "simulated"])
 def test_the_mimic_demo(source: str, tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) -> None:
     if source == "real":
@@ -53,6 +55,7 @@ def test_the_mimic_demo(source: str, tutorial: Tutorial, capsys: pytest.CaptureF
     finish(tutorial, capsys)
 
 
+@pytest.mark.whole
 def test_your_own_model(tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) -> None:
     tutorial.run("own-model.md")
     config = json.loads((tutorial.folder / "runs/gated/config.json").read_text())
@@ -68,6 +71,7 @@ def test_your_own_model(tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) 
     finish(tutorial, capsys)
 
 
+@pytest.mark.whole
 def test_from_a_laptop_to_slurm(tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) -> None:
     tutorial.run("slurm.md", skip={"on the cluster"})
     finish(tutorial, capsys)

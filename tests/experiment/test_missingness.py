@@ -25,6 +25,7 @@ from mrpipe.experiment.missingness import (
     _kept_at_marginal_rate,
     corrupt,
     draw_masks,
+    masked_data,
     non_default,
     p_text,
     parse_p,
@@ -148,8 +149,9 @@ def test_subjects_of_a_block_lose_a_modality_together(store: mrpipe.Store) -> No
 def test_mask_file_contains_its_settings_and_store(store: mrpipe.Store, tmp_path: Path) -> None:
     settings = Missingness(p=0.2, seed=3, modalities=("table", "image"))
     counts = write_masks(store, settings, tmp_path / "m.parquet")
-    frame, read, store_id = read_masks(tmp_path / "m.parquet")
-    assert (read, store_id) == (settings, store.store_id)
+    frame, read, drawn_from = read_masks(tmp_path / "m.parquet")
+    assert (read, drawn_from) == (settings, masked_data(store, settings))
+    assert masked_data(store, Missingness(modalities=("table",))) != drawn_from
     assert sum(counts.values()) == len(frame) == store.manifest.n_samples
     with pytest.raises(DataError, match="mask file"):
         read_masks(store.path / "samples.parquet")
@@ -159,7 +161,7 @@ def test_mask_file_contains_its_settings_and_store(store: mrpipe.Store, tmp_path
 @pytest.mark.parametrize("name", ["table", "series"])
 def test_corruption_is_independent_of_other_samples(store: mrpipe.Store, mechanism: str, name: str) -> None:
     settings = Missingness(mechanism=mechanism, p=0.5)
-    arrays = store.arrays(name, transform=fit(store))
+    arrays = fit(store).apply(name, store.arrays(name))
     rows = np.array([7, 2, 11])
     whole, alone = corrupt(arrays, settings).take(rows), corrupt(arrays.take(rows), settings)
     np.testing.assert_array_equal(whole.x, alone.x)

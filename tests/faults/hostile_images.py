@@ -131,7 +131,7 @@ def _(f: Path) -> None:
 
 
 def open_vcf(folder: Path) -> None:
-    from mrpipe.datasets.adni.genomic.vcf import open_vcf
+    from mrpipe.datasets.adni.genomic.plink import open_vcf
     from mrpipe.genetics.vcf import Conversion
 
     files = sorted(folder.glob("a.vcf*"))

@@ -44,19 +44,20 @@ def images(raw: Path, work: Path) -> None:
     """Process scans with a stub of the imaging chain, and write the joined volumes as `ingest` does."""
     from mrpipe.datasets.adni.image import join, plan
     from mrpipe.datasets.adni.image import raw as image_raw
-    from mrpipe.datasets.adni.image.options import ImageOptions
+    from mrpipe.datasets.adni.options import AdniOptions
     from mrpipe.store.parquet import write_batches
     from tests.datasets.adni import test_image_parts as stub
     from tests.datasets.adni.image_toy import cohort
 
     for module in (image_raw, join):
         module.open_template = lambda raw, options, maps: stub.TEMPLATE
-    plan.require_imaging = lambda: None
-    samples, options = cohort(stub.subjects(6)), ImageOptions(image_parts=2)
+    plan.require_imaging = image_raw.require_imaging = lambda: None
+    image_raw.process_scan = stub.Chain()
+    samples, options = cohort(stub.subjects(6)), AdniOptions(image_parts=2)
     work.mkdir(parents=True, exist_ok=True)
     parts = [work / f"{k}-of-2.parquet" for k in range(2)]
     for k, part in enumerate(parts):
-        image_raw.prepare_images(raw, samples, options, k, 2, part, process=stub.Chain())
+        image_raw.prepare_images(raw, samples, options, k, 2, part)
     batches = list(join.read_images(raw, samples, options, parts).batches)
     write_batches(work / "image.parquet", batches[0].schema, batches)
 

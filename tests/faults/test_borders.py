@@ -13,7 +13,7 @@ import pytest
 
 from mrpipe import budget
 from mrpipe.cli.main import main
-from mrpipe.datasets.hdf5 import opened
+from mrpipe.datasets.arrays import opened
 from mrpipe.errors import DataError, FaultCollector, StorageError, reason
 from mrpipe.experiment.truth import NAME, read_best
 from mrpipe.forms import recognise

@@ -17,7 +17,7 @@ from mrpipe.errors import DataError
 from tests.faults.children import outcomes
 
 ARRAYS = "from mrpipe.datasets.arrays import read_array\nread = lambda path: read_array(path, path.name)"
-CSD = "from mrpipe.datasets.mosi.formats.csd import inspect, load\nread = lambda path: len(load(inspect(path)))"
+CSD = "from mrpipe.datasets.mosi.formats.csd import each, inspect\nread = lambda path: len(dict(each(inspect(path))))"
 
 
 def npy(header: str, data: bytes = b"\0" * 64) -> bytes:
@@ -200,15 +200,15 @@ def test_data_of_other_files_and_absurd_sizes_are_refused(tmp_path: Path, name: 
         file["x/features"] = np.ones((4, 3))
     path = sequence(tmp_path / "x.csd", change)
     with pytest.raises(DataError) as caught:
-        csd.load(csd.inspect(path))
+        dict(csd.each(csd.inspect(path)))
     assert found in str(caught.value)
     assert "COVAREP" in str(caught.value.faults[0].column)
 
 
 def test_a_file_that_is_not_changed_is_read(tmp_path: Path) -> None:
-    entries = csd.load(csd.inspect(sequence(tmp_path / "x.csd")))
+    entries = dict(csd.each(csd.inspect(sequence(tmp_path / "x.csd"))))
     assert entries["b"].features.tolist() == np.arange(12).reshape(4, 3).tolist()
-    words = csd.load(csd.inspect(sequence(tmp_path / "y.csd", texts)))
+    words = dict(csd.each(csd.inspect(sequence(tmp_path / "y.csd", texts))))
     assert words["a"].features.tolist() == ["x" * 2**20, "é", "", "word"]
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mrpipe.cli.command import SIGNALS, Interrupted, interruptible
 from mrpipe.cli.main import main
-from mrpipe.cli.signals import SIGNALS, Interrupted, interruptible
 
 PROJECT = Path(__file__).parents[2]
 STORE = PROJECT / "tests" / "data" / "stores" / "format-2"

@@ -23,6 +23,7 @@ def test_the_type_parameter_is_the_options_class(name: str) -> None:
     assert type_parameter(get(name)) is get(name).Options
 
 
+@pytest.mark.whole
 def test_a_misspelt_option_is_a_type_error(project: Path, tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     source = (project / "model/moe_retriever/methods/late_fusion.py").read_text()

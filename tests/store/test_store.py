@@ -246,9 +246,9 @@ def test_manifest_contains_no_absolute_path_or_sample_id(built: Path) -> None:
 
 def test_store_id_depends_on_the_data_but_not_on_the_version(built: Path) -> None:
     values = manifest_of(built)
-    for key, value in (("origin", "export"), ("options", {"order_seed": 1}), ("notes", ["new"]), ("title", "other")):
+    for key, value in (("origin", "export"), ("release", "other"), ("title", "other"), ("splits", [])):
         assert content_id(values | {key: value}) != values["store_id"], key
-    for key in ("code_hash", "mrpipe_version", "card"):
+    for key in ("code_hash", "mrpipe_version", "card", "options", "options_changed", "inputs", "notes"):
         assert content_id(values | {key: "other"}) == values["store_id"] == content_id(dict(reversed(values.items())))
 
 

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+
+from tests.workflow.forks import SnakemakeForks
 
 # Both datasets at the smallest size that has all splits, modality combinations and quirks; a narrow model, two epochs.
 TINY: dict[str, Any] = {
@@ -71,23 +72,35 @@ Snakemake = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
-def snakemake(project: Path) -> Snakemake:
+def forks(project: Path) -> Iterator[Callable[[Path], SnakemakeForks]]:
+    """Starts Snakemake with the code of a checkout: this one has been imported and hashed before, others are not."""
+    with ExitStack() as open_:
+        made: dict[bool, SnakemakeForks] = {}
+
+        def of(root: Path) -> SnakemakeForks:
+            own = root == project
+            if own not in made:
+                made[own] = SnakemakeForks(project if own else None)
+                open_.callback(made[own].close)
+            return made[own]
+
+        yield of
+
+
+@pytest.fixture(scope="session")
+def snakemake(project: Path, forks: Callable[[Path], SnakemakeForks]) -> Snakemake:
     """Runs `snakemake [arguments] --cores 2` with a configuration in a folder, from a checkout."""
 
     def run(
         *arguments: str, folder: Path, config: dict[str, Any] | None = None, root: Path = project, seconds: int = 300
     ) -> Outcome:
-        command = [sys.executable, "-m", "snakemake", *arguments]
-        command += ["--snakefile", str(root / "Snakefile"), "--directory", str(folder), "--cores", "2"]
+        command = [*arguments, "--snakefile", str(root / "Snakefile"), "--directory", str(folder), "--cores", "2"]
         if config is not None:
             path = folder / "config.yaml"
             path.write_text(yaml.safe_dump(config))
             command += ["--configfile", str(path)]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
-        )
-        return Outcome(done.returncode, done.stdout)
+        return Outcome(*forks(root).call(command, folder=folder, env=env, seconds=seconds))
 
     return run
 

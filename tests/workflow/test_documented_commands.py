@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from moe_retriever.catalogue import names as method_names
-from mrpipe.cli.main import command_names, command_parser, find_command
+from mrpipe.cli.main import command_names, command_parser, find_command, main
 from mrpipe.datasets import dataset_names, get_dataset
 from mrpipe.options import parse_assignments, parse_options
 from mrpipe.stages.simulate import simulate
+from tests.workflow.forks import SnakemakeForks
 
 PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "workflow/profiles/README.md"]
@@ -97,24 +98,32 @@ def home(tmp_path_factory: pytest.TempPathFactory, real_data_dir: Path) -> Path:
     return folder
 
 
+def plain(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, str]]:
+    """Arguments of the call of Snakemake that a command line is, as a dry run, and its environment."""
+    program, *rest = shlex.split(command.replace("~", os.environ["HOME"]))
+    if not {"-n", "--report", "--rulegraph", "--unlock", "--lint"} & set(rest):
+        at = rest.index("--") if program == "mrpipe" and "--" in rest else len(rest)
+        rest.insert(at, "-n")
+    if program == "snakemake":
+        return [*rest, "--snakefile", str(PROJECT / "Snakefile")], dict(os.environ)
+    calls: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda _, line, env: calls.append((line, env)))
+    assert main(rest) == 0
+    (line, env) = calls[0]
+    assert line[:4] == [sys.executable, "-P", "-m", "snakemake"]
+    return line[4:], env
+
+
 @pytest.mark.parametrize("command", RUNS)
-def test_commands_of_the_workflow_are_planned(command: str, home: Path) -> None:
-    program, *rest = shlex.split(command)
-    separator = ["--"] if program == "mrpipe" and "--" in rest else []
-    extra = [] if {"-n", "--report", "--rulegraph", "--unlock", "--lint"} & set(rest) else ["-n"]
-    if separator:
-        at = rest.index("--")
-        rest = [*rest[:at], *extra, *rest[at:]]
-    else:
-        rest = [*rest, *extra]
-    env = os.environ | {"HOME": str(home), "PYTHONPATH": f"{PROJECT}:{PROJECT / 'model'}", "OMP_NUM_THREADS": "1"}
-    rest = [word.replace("~", str(home)) for word in rest]
-    snakefile = [] if program == "mrpipe" else ["--snakefile", str(PROJECT / "Snakefile")]
-    call = [sys.executable, "-P", "-m", program, *rest, *snakefile]
-    done = subprocess.run(
-        call, cwd=home, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+def test_commands_of_the_workflow_are_planned(
+    command: str, home: Path, forks: Callable[[Path], SnakemakeForks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    arguments, env = plain(command, monkeypatch)
+    code, text = forks(PROJECT).call(arguments, folder=home, env=env, seconds=300)
+    assert code == 0, text[-3000:]
 
 
 def check_options(parsed: Any, name: str) -> None:

@@ -53,6 +53,7 @@ def test_the_wheel_holds_both_packages_and_the_workflow(wheel: Path) -> None:
     assert not [n for n in names if n.startswith(("tests/", "model/", "workflow/")) or "__pycache__" in n]
 
 
+@pytest.mark.whole
 def test_an_installed_package_runs_the_whole_workflow(
     wheel: Path, user_folder: Path, finished: Path, tmp_path: Path
 ) -> None:

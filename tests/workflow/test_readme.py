@@ -52,6 +52,7 @@ def test_it_is_short(readme: str) -> None:
     assert len(readme.splitlines()) < 150
 
 
+@pytest.mark.whole
 def test_commands_run(readme: str, folder: Path, project: Path) -> None:
     section = blocks(readme, "bash", "Your own exports")
     lines = "".join(block for block in section if "mrpipe run" not in block).splitlines()

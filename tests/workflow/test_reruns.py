@@ -16,6 +16,8 @@ from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings
 
 from mrpipe.codehash import PROJECT, _Module, entry_of, reached
 from mrpipe.datasets import dataset_names, get_dataset
+from mrpipe.datasets.meds.simulate import YAML as MEDS
+from mrpipe.datasets.tables.simulate.export import YAML as TABLES
 from mrpipe.options import step_values
 from mrpipe.schema import Dataset
 from workflow.planning import plan
@@ -40,9 +42,9 @@ EXPECTED = {
         "genotypes vcf_calls vcf_uncertainty vcf_r2 source_builds target_build chain reference frequency_check "
         "off_reference chromosomes mind geno maf hwe merge": ("ingest genomic",),
         "image_dtype image_downsample": ("ingest image",),
-        "image_route image_maps image_mask image_mask_sha256 image_mask_label image_scan image_date_column image_tries "
+        "image_route image_maps image_mask image_mask_label image_scan image_tries "
         "image_parts image_registration image_brain image_smoothing_mm image_template "
-        "image_gm_threshold image_min_overlap image_min_ncc image_timeout_min": ("prepare image",),
+        "image_min_overlap image_min_ncc image_timeout_min": ("prepare image",),
     },
     "enrico": {"image_size": ("ingest screenshot", "ingest wireframe"), "max_unmatched": ()},
 }
@@ -54,6 +56,7 @@ MOSI = {
     "max_frames": ("ingest audio", "ingest vision"),
 }
 EXPECTED |= {"mosi": MOSI, "mosei": MOSI, "ch_sims": MOSI}
+MOSI_READERS = ("text.ingest", "audio.ingest", "vision.ingest")
 # Change of an experiment → rules that run again. `runs` stands for training and evaluation.
 TRAINING = {
     "lr": ({"overrides": {"epochs": 2, "lr": 0.01}}, {"settings", "runs"}),
@@ -216,6 +219,44 @@ def test_a_training_option_reruns_the_runs_that_use_it(tmp_path: Path) -> None:
         assert {r if r in ("settings", "mask") else "runs" for r in found} == rules, case
 
 
+# Change of a store → jobs that run again for runs of MIMIC-IV's notes and codes. Of those in the last column, a
+# process starts and finds that their results are complete: tests/moe_retriever/cli/test_cells.py.
+STORES = {
+    "checksums": ({"options": {"checksums": "off"}}, set(), set()),
+    "another modality": (
+        {"options": {"bin_hours": 2.0}},
+        {"ingest lab", "ingest lab_summary", "samples", "split standard"},
+        {"mask", "runs"},
+    ),
+    "its own modality": (
+        {"options": {"note_features": 64}},
+        {"ingest note", "samples", "split standard"},
+        {"mask", "runs"},
+    ),
+    "another seed of its split": ({"schemes": {"standard": {"seed": 1}}}, {"split standard"}, {"mask", "runs"}),
+}
+
+
+def test_an_option_of_a_store_reruns_the_runs_that_read_its_tables(tmp_path: Path) -> None:
+    base = {"dataset": "mimic", "raw": "simulated"}
+    stores = {"base0": base} | {f"entry{i:03}x": base | change for i, (change, *_) in enumerate(STORES.values())}
+    how = {"methods": ["logistic"], "modalities": ["note", "code"], "missingness": {"p": 0.3}}
+    config = {"datasets": stores, "experiments": {name: how | {"dataset": name} for name in stores}}
+    graph = Graph(tmp_path, config | {"cells_per_job": 1}, {"runs"})
+    for name, (case, (_, built, begun)) in zip(list(stores)[1:], STORES.items(), strict=True):
+        found = {"runs" if "cells" in job else job for job in graph.rerun(name, "base0", "/{}/")}
+        assert found == ENDS | built | begun, case
+
+
+def test_another_split_reruns_the_runs_that_use_it(tmp_path: Path) -> None:
+    both = {"standard": {}, "uniform": {"seed": 0}}
+    stores = {"base0": both, "other0": both | {"uniform": {"seed": 1}}}
+    datasets = {name: {"dataset": "mosi", "raw": "simulated", "schemes": schemes} for name, schemes in stores.items()}
+    experiments = {name: {"dataset": name, "methods": ["logistic"]} for name in stores}
+    graph = Graph(tmp_path, {"datasets": datasets, "experiments": experiments}, {"runs"})
+    assert graph.rerun("other0", "base0", "/{}/") == {"split uniform", *ENDS}
+
+
 @cache
 def option_reads(function: Any, fields: frozenset[str]) -> set[str]:
     """Options that the code reachable from a function may read: attributes of a name that ends with `options`."""
@@ -269,6 +310,17 @@ def test_declared_options_exist() -> None:
         ("adni", "genetics/set.bed", {"check", "genomic.ingest"}),
         ("adni", "images/map.nii.gz", {"check", "image.prepare", "image.ingest"}),
         ("enrico", "screenshots.zip", {"check", "cohort", "screenshot.ingest"}),
+        ("mosi", "CMU_MOSI_COVAREP.csd", {"check", "audio.ingest"}),
+        ("mosei", "acoustic/video_1.npy", {"check", "audio.ingest"}),
+        ("mosi", "CMU_MOSI_Visual_Facet_42.csd", {"check", "vision.ingest"}),
+        ("mosi", "CMU_MOSI_TimestampedWords.csd", {"check", "cohort", *MOSI_READERS}),
+        ("ch_sims", "unaligned.pkl", {"check", "cohort", *MOSI_READERS}),
+        ("tables", "Labs.csv.zst", {"check", "labs.ingest"}),
+        ("tables", "people.csv", {"check", "cohort"}),
+        ("tables", "other.csv", {"check"}),
+        ("tables", "tables.yaml", {"check", "cohort", "labs.ingest", "survey.ingest", "vitals.ingest"}),
+        ("meds", "metadata/dataset.json", {"check"}),
+        ("meds", "metadata/subject_splits.parquet", {"check", "cohort"}),
     ],
 )
 def test_a_changed_file_reruns_the_steps_that_read_it(name: str, file: str, steps: set[str], tmp_path: Path) -> None:
@@ -276,6 +328,8 @@ def test_a_changed_file_reruns_the_steps_that_read_it(name: str, file: str, step
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("1")
     (tmp_path / "README.md").write_text("1")
+    (tmp_path / "meds.yaml").write_text(MEDS)
+    (tmp_path / "tables.yaml").write_text(TABLES.replace("labs.csv.gz", "Labs.csv"))
     store = plan.plan_store(name, {"raw": str(tmp_path), "options": {}, "simulation": {}, "modalities": []})
     every = ["check", "cohort", *(f"{m}.{verb}" for m in store.dataset.modalities for verb in ("prepare", "ingest"))]
     before = {step: plan.fingerprint(store, step) for step in every}
@@ -296,6 +350,10 @@ def test_snakemake_lists_the_same_jobs(snakemake: Any, finished: Path, tiny: dic
     mosi["simulation"] = dict(reversed(mosi["simulation"].items())) | {"seed": 0}
     tiny["experiments"]["mosi"]["overrides"] = dict(reversed(tiny["experiments"]["mosi"]["overrides"].items()))
     assert snakemake("-n", folder=finished, config=tiny).idle
+    # An option that only the check reads trains nothing.
+    tiny["datasets"]["enrico"]["options"] = {"max_unmatched": 0.5}
+    outcome = snakemake("-n", folder=finished, config=tiny)
+    assert {job.split()[0] for job in outcome.jobs} == {"all", "report_page", *ENDS}, outcome.text
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ def interrupt(process: subprocess.Popen[bytes], sign: Path, number: signal.Signa
     # Jobs of a main process that was killed alone end by themselves, and their files are whole or absent.
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda s: s.name
 )

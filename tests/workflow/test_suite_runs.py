@@ -59,6 +59,7 @@ def failed(snakemake: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder, snakemake("mine", folder=folder, config=CONFIG)
 
 
+@pytest.mark.whole
 def test_failed_cell_is_reported_with_the_tail_of_its_log_and_the_others_finish(failed: Any) -> None:
     folder, outcome = failed
     assert outcome.code != 0
@@ -77,6 +78,7 @@ def test_failed_cell_is_reported_with_the_tail_of_its_log_and_the_others_finish(
     assert set(results["method"]) == finished
 
 
+@pytest.mark.whole
 def test_repaired_suite_runs_only_the_missing_cell(snakemake: Any, failed: Any) -> None:
     folder, _ = failed
     last = MINE["methods"][2] | {"overrides": {"lr": 0.001}}

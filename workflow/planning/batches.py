@@ -51,9 +51,8 @@ class CellBatch:
 
     @cached_property
     def inputs(self) -> list[str]:
-        """Verifications of the stores, mask files, and results of searches."""
-        files = [f"<results>/verified/{store}.txt" for run in self.runs for store in (run.store, run.test_store)]
-        files += [f"<results>/masks/{store}/{mask}.parquet" for store, mask in masks_of(self.runs)]
+        """Mask files and results of searches."""
+        files = [f"<results>/masks/{store}/{mask}.parquet" for store, mask in masks_of(self.runs)]
         files += [f"<results>/searches/{run.experiment}/{run.label}/best.json" for run in self.runs if run.trials]
         return list(dict.fromkeys(files))
 

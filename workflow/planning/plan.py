@@ -74,6 +74,11 @@ class StorePlan:
         return parse_options(self.dataset.options, self.options, context=self.name)
 
     @property
+    def default_scheme(self) -> str:
+        """The scheme of runs that name none, as `seal` chooses it."""
+        return self.dataset.default_scheme if self.dataset.default_scheme in self.schemes else min(self.schemes)
+
+    @property
     def simulated(self) -> bool:
         return self.raw is None and self.sealed is None
 
@@ -99,7 +104,7 @@ class WorkflowPlan:
     stores: Mapping[str, StorePlan]
     runs: Mapping[str, PlannedRun]
 
-    @property
+    @cached_property
     def masks(self) -> dict[tuple[str, str], Missingness]:
         """(store, name of the mask file) → settings."""
         return masks_of(self.runs.values())

@@ -88,13 +88,10 @@ class PlannedRun:
 def missingness_name(m: Missingness) -> str:
     """Name of a missingness setting, without the view and the seed."""
     own = non_default(vars(m))  # `asdict` copies, which takes seconds for 10,000 runs
-    parts = [m.mechanism, "p" + "_".join(re.split("[=,]", p_text(m.p)))]
-    parts += [m.rate] * ("rate" in own)
-    parts += [f"strength{m.strength:g}"] * ("strength" in own)
-    parts += [f"blocks{m.n_blocks}"] * ("n_blocks" in own)
-    parts += [f"task_{m.task}"] * ("task" in own)
-    parts += ["noredraw"] * ("redraw" in own)
-    return "-".join(parts)
+    texts = {"rate": m.rate, "strength": f"strength{m.strength:g}", "n_blocks": f"blocks{m.n_blocks}"}
+    texts |= {"task": f"task_{m.task}", "redraw": "noredraw"}
+    rates = re.sub("[=,]", "_", p_text(m.p))
+    return "-".join([m.mechanism, f"p{rates}", *(text for name, text in texts.items() if name in own)])
 
 
 def mask_name(m: Missingness) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mrpipe.experiment.missingness import Missingness, non_default
@@ -56,7 +57,7 @@ class PlannedColumn:
     test: PlannedTest | None = None
     cells: dict[str, list[PlannedRun]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def experiment(self) -> str:
         """Folder of the column's cells."""
         parts = [self.store, combination_name(self.view)]

@@ -148,6 +148,7 @@ def particular_rules():
     return [file for file in files if (PROJECT / file).exists()]
 
 
+@cache
 def path(template):
     """Fill in `<results>` and similar variables for use in params; Snakemake does so for inputs and outputs."""
     return INTERNALS.filled(template)
@@ -266,7 +267,7 @@ def minutes_of_batch(wildcards):
 
 
 def run_folder(run):
-    return path(f"<results>/runs/{run.folder}")
+    return f"{path('<results>/runs')}/{run.folder}"
 
 
 @cache
@@ -303,6 +304,26 @@ def search_result(run):
 def mask_file(run):
     """Mask file for the training and evaluation of a run with simulated missingness."""
     return [f"<results>/masks/{run.store}/{run.mask}.parquet"] if run.mask else []
+
+
+def content_files(name, modalities=(), scheme=None):
+    """Verification of a store, which alone reruns no job, and hashes of the tables (default: all) that a job reads.
+
+    The tables of a sealed store are known by its verification only.
+    """
+    store, verified = SUITES.store(name), f"<results>/verified/{name}.txt"
+    if store.sealed:
+        return [verified]
+    tables = ["samples", *(f"modalities/{m}" for m in modalities or store.modalities if m in store.modalities)]
+    tables += [f"splits/{s}" for s in store.schemes if scheme in (None, s)]
+    return [ancient(verified), *(f"<results>/contents/{name}/{table}.txt" for table in tables)]
+
+
+def contents(runs):
+    """The files of `content_files` of trainings and evaluations."""
+    stores = {(name, r.modalities, r.scheme) for r in runs for name in (r.store, r.test_store)}
+    asked = {(name, view, scheme or SUITES.store(name).default_scheme) for name, view, scheme in stores}
+    return sorted({file for key in asked for file in content_files(*key)})
 
 
 def store_files(name):
@@ -351,11 +372,6 @@ def code_of(*entries, function=None):
         return code_hash(*entries, *map(entry_of, called if isinstance(called, tuple) else (called,)))
 
     return code
-
-
-def code_with_method(entry, run_of):
-    """As `code_of`, with the module of a run's method; `run_of` maps the wildcards to the run."""
-    return lambda wildcards: code_hash(entry, method_module(run_of(wildcards).method))
 
 
 # Set by `mrpipe run`, which prints steps instead of Snakemake's messages: steps, or quiet for failed steps only.

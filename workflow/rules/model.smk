@@ -29,6 +29,7 @@ rule cells:
     # missing result runs again: see `incomplete_batches`.
     input:
         lambda wildcards: batch_of(wildcards).inputs,
+        lambda wildcards: contents(batch_of(wildcards).runs),
     output:
         "<results>/batches/cells/{batch}.json",
     log:

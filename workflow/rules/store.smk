@@ -111,6 +111,7 @@ rule ingest:
         table="<results>/build/{dataset}/store/modalities/{modality}.parquet",
         dictionary="<results>/build/{dataset}/dictionary/{modality}.parquet",
         tried="<results>/build/{dataset}/tried/{modality}.parquet",
+        content="<results>/contents/{dataset}/modalities/{modality}.txt",
     log:
         "<logs>/{dataset}/ingest_{modality}.log",
     benchmark:
@@ -134,7 +135,9 @@ rule ingest:
         ),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe ingest {params.dataset}"
-        " {wildcards.modality} --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1"
+        " {wildcards.modality} --raw {params.raw:q} --work {params.work:q} {params.options:q} > {log} 2>&1;"
+        " cat {params.work:q}/written/store/modalities/{wildcards.modality}.parquet.sha256"
+        " {params.work:q}/written/dictionary/{wildcards.modality}.parquet.sha256 > {output.content:q}"
 
 
 rule samples:
@@ -146,6 +149,7 @@ rule samples:
     output:
         samples="<results>/build/{dataset}/store/samples.parquet",
         attrition="<results>/build/{dataset}/store/attrition.parquet",
+        content="<results>/contents/{dataset}/samples.txt",
     log:
         "<logs>/{dataset}/samples.log",
     benchmark:
@@ -165,7 +169,9 @@ rule samples:
         code=code_of("mrpipe.stages.samples:assemble_samples"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe samples {params.dataset}"
-        " --work {params.work:q} --modalities {params.modalities:q} > {log} 2>&1"
+        " --work {params.work:q} --modalities {params.modalities:q} > {log} 2>&1;"
+        " cat {params.work:q}/written/store/samples.parquet.sha256 {params.work:q}/written/store/labels/*.sha256"
+        " > {output.content:q}"
 
 
 rule split:
@@ -173,7 +179,8 @@ rule split:
         samples="<results>/build/{dataset}/store/samples.parquet",
         ids=lambda wildcards: store_plan(wildcards).schemes[wildcards.scheme].get("ids", []),
     output:
-        "<results>/build/{dataset}/store/splits/{scheme}.parquet",
+        table="<results>/build/{dataset}/store/splits/{scheme}.parquet",
+        content="<results>/contents/{dataset}/splits/{scheme}.txt",
     log:
         "<logs>/{dataset}/split_{scheme}.log",
     benchmark:
@@ -194,7 +201,8 @@ rule split:
         code=code_of("mrpipe.stages.split:make_split"),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe split {params.dataset}"
-        " --work {params.work:q} --scheme {wildcards.scheme} --seed {params.seed} {params.ids:q} > {log} 2>&1"
+        " --work {params.work:q} --scheme {wildcards.scheme} --seed {params.seed} {params.ids:q} > {log} 2>&1;"
+        " cp {params.work:q}/written/store/splits/{wildcards.scheme}.parquet.sha256 {output.content:q}"
 
 
 rule seal:
@@ -272,7 +280,7 @@ rule verify:
 rule mask:
     # The mask of simulated missingness is drawn once and shared by all methods.
     input:
-        "<results>/verified/{dataset}.txt",
+        lambda wildcards: content_files(wildcards.dataset, mask_plan(wildcards).modalities),
     output:
         "<results>/masks/{dataset}/{mask}.parquet",
     log:

@@ -31,7 +31,7 @@ rule search:
     # One search per method, shared by all seeds, with the same budget for every method, scored on the validation split.
     # It is not grouped with its cells: the seeds would share its one GPU, and a failed cell would fail the search too.
     input:
-        verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
+        contents=lambda wildcards: contents([searched(wildcards)]),
         mask=lambda wildcards: mask_file(searched(wildcards)),
     output:
         best="<results>/searches/{experiment}/{method}/best.json",
@@ -53,7 +53,7 @@ rule search:
         out=subpath(output.best, parent=True),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: search_arguments(searched(wildcards)),
-        code=code_with_method("moe_retriever.training.search", searched),
+        code=lambda wildcards: code_hash("moe_retriever.training.search", method_module(searched(wildcards).method)),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe search --store {params.store:q}"
         " --out {params.out:q} {params.mask:q} {params.options:q} --threads {threads} --quiet > {log} 2>&1"
@@ -62,7 +62,7 @@ rule search:
 rule cost:
     # Figure 4. Other jobs on the same machine affect the measured times: for undisturbed ones, use `--cores 1`.
     input:
-        verified=lambda wildcards: f"<results>/verified/{searched(wildcards).store}.txt",
+        contents=lambda wildcards: content_files(searched(wildcards).store),
         mask=lambda wildcards: mask_file(searched(wildcards)),
     output:
         "<results>/costs/{experiment}/{method}.csv",
@@ -80,7 +80,7 @@ rule cost:
         store=lambda wildcards: store_folder(searched(wildcards).store),
         mask=lambda wildcards, input: ["--mask", *input.mask] if input.mask else [],
         options=lambda wildcards: benchmark_arguments(searched(wildcards), SUITES.benchmark_steps),
-        code=code_with_method("moe_retriever.evaluation.cost", searched),
+        code=lambda wildcards: code_hash("moe_retriever.evaluation.cost", method_module(searched(wildcards).method)),
     shell:
         "POLARS_MAX_THREADS={threads} OMP_NUM_THREADS={threads} python -m mrpipe benchmark --store {params.store:q}"
         " {params.mask:q} {params.options:q} --out {output:q} --threads {threads} --quiet > {log} 2>&1"

@@ -21,14 +21,19 @@ from moe_retriever.cli import arguments as arguments_of
 from moe_retriever.cli.commands import evaluation_options, machine, train, training_job
 from mrpipe.cli.command import outcome
 from mrpipe.errors import MrpipeError
+from mrpipe.experiment.missingness import mask_hash
 from mrpipe.locks import writing
 from mrpipe.raw import sha256
 from mrpipe.reading import read_json
+from mrpipe.store.content import data_identity
+from mrpipe.store.manifest import digest
 from mrpipe.store.parquet import write_text
 from mrpipe.store.reader import open_store, open_verified
 
 # Beside metrics.json: what it was made from.
 RECORD = "cell.json"
+# Arguments that name a store; the first is that of the training.
+STORES = ("--store", "--reference-store")
 # Files without which a training and an evaluation are incomplete.
 FILES = ("model.pt", "config.json"), ("metrics.json", "metrics.csv", "predictions.parquet", RECORD)
 
@@ -80,6 +85,8 @@ def _complete(cell: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
     """Do what is missing of a run; folder of each evaluation → hash of its metrics."""
     made_from = {test: _hash(cell, test, *_inputs(cell, test)) for test in cell["tests"]}
     missing = [test for test, mark in made_from.items() if not _is_complete(cell, test, mark)]
+    for test in made_from.keys() - missing:
+        _name_store(cell, test)
     try:
         if missing and _train(cell, arguments):
             missing = list(made_from)  # the training removed all evaluations
@@ -133,11 +140,26 @@ def _hash(cell: Mapping[str, Any], test: str, *inputs: str) -> str:
 
 def _inputs(cell: Mapping[str, Any], test: str) -> list[str]:
     """Identities of the stores, masks, selected options and initial weights, and the version of torch."""
-    words = [*cell["train"], *cell["tests"][test]]
-    found = [open_store(value).store_id for flag, value in pairwise(words) if flag in ("--store", "--reference-store")]
-    files = [value for flag, value in pairwise(words) if flag in ("--mask", "--options")]
-    files += [word.partition("=")[2] for word in words if word.startswith("image_weights=")]
+    words, trained = [*cell["train"], *cell["tests"][test]], _train_arguments(cell)
+    manifests = [open_store(value).manifest for flag, value in pairwise(words) if flag in STORES]
+    found = [data_identity(manifest, trained.modalities, trained.task, trained.scheme) for manifest in manifests]
+    found += [mask_hash(Path(value)) for flag, value in pairwise(words) if flag == "--mask" and Path(value).is_file()]
+    if trained.options and trained.options.is_file():
+        found.append(digest({key: value for key, value in read_json(trained.options).items() if key != "store_id"}))
+    files = [word.partition("=")[2] for word in words if word.startswith("image_weights=")]
     return [*found, *(sha256(Path(file)) for file in files if Path(file).is_file()), metadata.version("torch")]
+
+
+def _name_store(cell: Mapping[str, Any], test: str) -> None:
+    """Write the present ids of the stores into a complete result, in case one was sealed again with the same tables."""
+    file, record = _folder(cell, test) / "metrics.json", _folder(cell, test) / RECORD
+    stores = [w[w.index("--store") + 1] for w in (cell["train"], cell["tests"][test])]
+    trained_on, tested = (open_store(store).store_id for store in stores)
+    before, found = read_json(file), read_json(record)
+    content = before | {"store_id": trained_on} | ({"test": before["test"] | {"store_id": tested}} if test else {})
+    if content != before:
+        write_text(file, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        write_text(record, json.dumps(found | {"metrics": sha256(file)}) + "\n")
 
 
 def _is_complete(cell: Mapping[str, Any], test: str, made_from: str) -> bool:

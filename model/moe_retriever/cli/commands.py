@@ -193,7 +193,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=arguments.mask, unlabelled=True)
     reference, common = arguments.reference_store, trained.config.common
-    if common.calibration != "none" and store.store_id == trained.origin.store_id:
+    if common.calibration != "none" and trained.origin.is_of(store):
         reference = arguments.store
     training = prepare(trained, arguments.run, reference and open_verified(reference), device)
     # The threshold concerns metrics only.
@@ -209,11 +209,11 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _analyse(arguments: argparse.Namespace) -> None:
     device = machine(arguments)
-    from moe_retriever.evaluation.analysis import Request, analyse
+    from moe_retriever.evaluation.analysis import analyse
     from mrpipe.store.reader import open_verified
 
     what = {name: getattr(arguments, name) for name in ("out", "what", "part", "combination")}
-    for path in analyse(Request(runs=arguments.run, store=open_verified(arguments.store), device=device, **what)):
+    for path in analyse(arguments.run, open_verified(arguments.store), device=device, **what):
         print(path)
 
 

@@ -27,7 +27,7 @@ from moe_retriever.device import to_device
 from moe_retriever.metrics import convention_of, kinds_of
 from mrpipe import keyed
 from mrpipe.errors import DataError, Fault, UsageError
-from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, read_masks
+from mrpipe.experiment.missingness import AT_LOAD, Missingness, corrupt, masked_data, read_masks
 from mrpipe.genetics.packing import copies
 from mrpipe.schema import Modality
 from mrpipe.store import masks
@@ -39,6 +39,7 @@ from mrpipe.transforms.fit import PixelTransform, Transforms, fit
 from mrpipe.transforms.genotypes import GenotypeTransform
 from mrpipe.transforms.options import TransformOptions
 
+_DRAW = "Create the masks for this store with `mrpipe mask`."
 Labels = NDArray[np.int64] | NDArray[np.float64]
 
 
@@ -296,8 +297,11 @@ def load(
     visible = samples["modality_mask"].to_numpy()
     settings = None
     if mask_file is not None:
-        frame, settings, store_id = read_masks(mask_file)
-        visible = visible & _aligned(frame, samples, store_id, store, mask_file)
+        frame, settings, drawn_from = read_masks(mask_file)
+        if drawn_from not in (store.store_id, masked_data(store, settings)):
+            expected, found = f"masks of store {store.store_id}", f"those of other data ({drawn_from})"
+            raise DataError(Fault(file=mask_file.name, expected=expected, found=found, fix=_DRAW))
+        visible = visible & _aligned(frame, samples, mask_file)
     observed = masks.unpack(visible, [m.bit for m in chosen])
     part = np.select([samples["split"].fill_null("").to_numpy() == p for p in PARTS], range(len(PARTS)), -1)
     keep: NDArray[np.bool_] = np.asarray(observed.any(axis=1))
@@ -378,14 +382,11 @@ def _split(store: Store, scheme: str | None, *, optional: bool) -> pl.LazyFrame:
     return store.split(scheme).select("sample_id", "split")
 
 
-def _aligned(frame: pl.DataFrame, samples: pl.DataFrame, store_id: str, store: Store, path: Path) -> NDArray[np.uint16]:
+def _aligned(frame: pl.DataFrame, samples: pl.DataFrame, path: Path) -> NDArray[np.uint16]:
     """Masks of a mask file in the order of `samples`."""
-    fix = "Create the masks for this store with `mrpipe mask`."
-    if store_id != store.store_id:
-        raise DataError(Fault(file=path.name, expected=f"masks of store {store.store_id}", found=store_id, fix=fix))
     joined = samples.select("sample_id").join(frame, on="sample_id", how="left", maintain_order="left")
     column = joined["modality_mask"]
     if column.null_count():
         found = f"{column.null_count()} samples without a mask"
-        raise DataError(Fault(file=path.name, column="modality_mask", expected="every sample", found=found, fix=fix))
+        raise DataError(Fault(file=path.name, column="modality_mask", expected="every sample", found=found, fix=_DRAW))
     return column.to_numpy()

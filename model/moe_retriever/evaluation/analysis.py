@@ -1,7 +1,6 @@
 """`mrpipe analyse`: tables and figures corresponding to Figures 3, 5 and 6 of the paper, from finished runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -25,33 +24,29 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A request to analyse runs.
+def analyse(
+    runs: Sequence[Path],
+    store: Store,
+    out: Path,
+    what: Sequence[str] = tuple(KINDS),
+    *,
+    part: str = "test",
+    combination: str | None = None,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Write all analyses that apply to the runs, report why the others do not, and return the written files.
 
-    Attributes:
+    Files, each figure as SVG and PNG: "routing": visits.parquet, expert_selection and combination_shares (CSV and
+    figure); "gradients": gradients.csv and figure; "embedding": embedding.parquet, closeness.csv and figure.
+
+    Args:
         runs, store: finished runs and the store that they were trained on.
         out: output folder; with several runs, it has one subfolder per run and one common figure of gradients.
         what: kinds of analysis, a subset of `KINDS`.
         part: split part whose samples are routed and embedded.
         combination: combination of observed modalities whose samples are embedded, e.g. "text+audio"; default: the most
             frequent one with the fewest missing modalities.
-    """
-
-    runs: Sequence[Path]
-    store: Store
-    out: Path
-    what: Sequence[str] = tuple(KINDS)
-    part: str = "test"
-    combination: str | None = None
-    device: str = "cpu"
-
-
-def analyse(request: Request, say: Callable[[str], None] = print) -> list[Path]:
-    """Write all analyses that apply to the runs, report why the others do not, and return the written files.
-
-    Files, each figure as SVG and PNG: "routing": visits.parquet, expert_selection and combination_shares (CSV and
-    figure); "gradients": gradients.csv and figure; "embedding": embedding.parquet, closeness.csv and figure.
 
     Raises:
         UsageError: no analysis applies.
@@ -60,26 +55,26 @@ def analyse(request: Request, say: Callable[[str], None] = print) -> list[Path]:
     written: list[Path] = []
     missing: list[str] = []
     compared: dict[str, pl.DataFrame] = {}
-    for run, name in zip(request.runs, _names(request.runs), strict=True):
-        out = request.out if len(request.runs) == 1 else request.out / name
-        for path in [path for kind in request.what for pattern in KINDS[kind] for path in out.glob(pattern)]:
+    for run, name in zip(runs, _names(runs), strict=True):
+        folder = out if len(runs) == 1 else out / name
+        for path in [path for kind in what for pattern in KINDS[kind] for path in folder.glob(pattern)]:
             path.unlink()
-        trained = load_run(run, request.device)
-        data = load_for(trained, run, request.store, request.device)
+        trained = load_run(run, device)
+        data = load_for(trained, run, store, device)
         trained.method.prepare(data, data.rows("train"))
-        for kind in request.what:
+        for kind in what:
             try:
                 if kind == "routing":
-                    written += _routing(trained, data, out, request)
+                    written += _routing(trained, data, folder, part)
                 elif kind == "embedding":
-                    written += _embedding(trained, data, out, request)
+                    written += _embedding(trained, data, folder, part, combination)
                 else:
-                    compared[name] = _gradients(run, out)
-                    written.append(out / "gradients.csv")
+                    compared[name] = _gradients(run, folder)
+                    written.append(folder / "gradients.csv")
             except UsageError as error:
                 missing.append(f"{name}, {kind}: {error}")
     if compared:
-        written += plots.save(plots.gradient_similarity(compared), request.out / "gradients")
+        written += plots.save(plots.gradient_similarity(compared), out / "gradients")
     if not written:
         raise UsageError("no analysis is possible:\n" + "\n".join(f"  - {m}" for m in missing))
     for line in missing:
@@ -97,22 +92,20 @@ def _names(runs: Sequence[Path]) -> list[str]:
     raise UsageError("the same run is given twice")
 
 
-def _routing(trained: Trained, data: Data, out: Path, request: Request) -> list[Path]:
-    visits = routing.visits_by_combination(trained.method, data, data.rows(request.part))
+def _routing(trained: Trained, data: Data, out: Path, part: str) -> list[Path]:
+    visits = routing.visits_by_combination(trained.method, data, data.rows(part))
     if visits is None:
         raise UsageError(
             f"{trained.method.name} does not route tokens of modality combinations to experts, or every sample of "
-            f"the {request.part} split has all modalities"
+            f"the {part} split has all modalities"
         )
-    selection, shares = routing.expert_selection(visits), routing.combination_shares(visits)
     write_frame(out / "visits.parquet", visits)
-    write_csv(out / "expert_selection.csv", selection)
-    write_csv(out / "combination_shares.csv", shares)
-    pictures = [
-        *plots.save(plots.expert_selection(selection), out / "expert_selection"),
-        *plots.save(plots.combination_shares(shares), out / "combination_shares"),
-    ]
-    return [out / "visits.parquet", out / "expert_selection.csv", out / "combination_shares.csv", *pictures]
+    written = [out / "visits.parquet"]
+    for name in ("expert_selection", "combination_shares"):
+        table: pl.DataFrame = getattr(routing, name)(visits)
+        write_csv(out / f"{name}.csv", table)
+        written += [out / f"{name}.csv", *plots.save(getattr(plots, name)(table), out / name)]
+    return written
 
 
 def _gradients(run: Path, out: Path) -> pl.DataFrame:
@@ -126,10 +119,10 @@ def _gradients(run: Path, out: Path) -> pl.DataFrame:
     return frame
 
 
-def _embedding(trained: Trained, data: Data, out: Path, request: Request) -> list[Path]:
+def _embedding(trained: Trained, data: Data, out: Path, part: str, combination: str | None) -> list[Path]:
     if trained.method.retrieving is None:
         raise UsageError(f"{trained.method.name} does not retrieve, so there is nothing to compare")
-    rows, combination = embedding.choose(data, data.rows(request.part), request.combination, trained.config.seed)
+    rows, combination = embedding.choose(data, data.rows(part), combination, trained.config.seed)
     found = embedding.before_and_after(trained.method, data, rows, combination)
     points, close = embedding.tsne(found), embedding.closeness(found)
     write_frame(out / "embedding.parquet", points)

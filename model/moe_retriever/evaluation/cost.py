@@ -34,12 +34,6 @@ from mrpipe.terminal import print_table
 from mrpipe.transforms.options import TransformOptions
 
 
-def _configurations(names: Sequence[str], asked: Sequence[str] | None) -> list[tuple[str, ...]]:
-    if asked is not None:
-        return [tuple(asked)]
-    return [c for k in range(min(2, len(names)), len(names) + 1) for c in combinations(names, k)]
-
-
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement for `peak_memory_mb`, after returning freed memory to the system."""
     gc.collect()
@@ -89,13 +83,12 @@ def _time_training(method: Method, data: Data, rows: Rows, n: int) -> float:
     optimiser = make_optimiser(method)
     method.begin_epoch(c.epochs - 1, c.epochs)
     method.train()
-    times = []
-    for number, index in enumerate(_steps(data, rows, c.batch_size, n + 2)):
-        _wait(data.device)
-        started = time.perf_counter()
+
+    def step(number: int, index: Rows) -> None:
         train_step(method, data.batch(index, f"epoch {number}", hide=c.drop_modalities), optimiser)
-        _wait(data.device)
-        times.append((time.perf_counter() - started) / len(index))
+
+    steps = enumerate(_steps(data, rows, c.batch_size, n + 2))
+    times = [_seconds(data.device, partial(step, number, index)) / len(index) for number, index in steps]
     return float(np.median(times[2:]))
 
 
@@ -160,7 +153,9 @@ def measure(
         DataError: the mask file belongs to another store or lacks samples.
     """
     rows: list[dict[str, Any]] = []
-    for names in _configurations([m.name for m in store.modalities], modalities):
+    every, least = [m.name for m in store.modalities], min(2, len(store.modalities))
+    several = [c for k in range(least, len(every) + 1) for c in combinations(every, k)]
+    for names in several if modalities is None else [tuple(modalities)]:
         data = load(
             store, task=task, scheme=scheme, modalities=names, mask_file=mask_file, transform=transform, device=device
         )
@@ -177,9 +172,7 @@ def measure(
             if method.gradient:
                 per_train = _time_training(method, data, train, steps)
             else:
-                started = time.perf_counter()
-                method.fit(data, train, data.rows("val"))
-                per_train = (time.perf_counter() - started) / len(train)
+                per_train = _seconds(data.device, partial(method.fit, data, train, data.rows("val"))) / len(train)
             few = test[: max(1, steps // 4) * config.common.eval_batch_size]
             inference = measure_inference(method, data, train, few)
             rows.append(

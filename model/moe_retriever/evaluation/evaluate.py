@@ -26,8 +26,7 @@ from moe_retriever.nn.kernels.allocator import keep_freed_memory
 from moe_retriever.training.checkpoint import MASK_NAME, NAME, Trained, load_run, reading_entry, require_training_store
 from moe_retriever.training.predict import predict, prediction_frame
 from mrpipe.errors import UsageError
-from mrpipe.experiment.missingness import read_masks, read_realised
-from mrpipe.raw import sha256
+from mrpipe.experiment.missingness import mask_hash, read_masks, read_realised
 from mrpipe.store import masks
 from mrpipe.store.parquet import write_csv, write_frame, write_text
 from mrpipe.store.reader import Store
@@ -89,7 +88,7 @@ def _load_tested(
     """Load the samples of a protocol; all labelled samples of another store belong to the part."""
     trained.origin.require_same_kind(store)
     data = load_like(trained, store, device, mask_file=mask, unlabelled=True)
-    if store.store_id != trained.origin.store_id:
+    if not trained.origin.is_of(store):
         data = replace(data, part=np.full_like(data.part, PARTS.index(part)))
     elif training is not None:
         data = with_validation_of(training, data)
@@ -102,7 +101,7 @@ def _load_tested(
 def _mask_record(path: Path | None) -> dict[str, Any]:
     """Settings, hash and realised rates of a mask file."""
     settings, hidden = (None, {}) if path is None else (asdict(read_masks(path)[1]), read_realised(path))
-    return {"mask": settings, "mask_sha256": "" if path is None else sha256(path), "mask_realised": hidden}
+    return {"mask": settings, "mask_sha256": "" if path is None else mask_hash(path), "mask_realised": hidden}
 
 
 def prepare(trained: Trained, run: Path, reference: Store | None, device: str, data: Data | None = None) -> Data | None:
@@ -168,7 +167,7 @@ def evaluate_run(
     out = run / "tests" / name if name else run
     result = out / f"metrics{suffix}.json"
     trained = load_run(run, device)
-    same = not name or store.store_id == trained.origin.store_id
+    same = not name or trained.origin.is_of(store)
     data = training = prepare(trained, run, store if same else reference, device, data)
     if name or data is None:
         data = _load_tested(trained, store, part, mask_file, patterns, device, training)
@@ -208,7 +207,8 @@ def evaluate_run(
     test = {"name": name, "patterns": patterns, "store_id": store.store_id, "origin": store.manifest.origin}
     content = {
         **{k: getattr(config, k) for k in ("method", "preset", "seed")},
-        **{k: getattr(origin, k) for k in ("dataset", "store_id", "origin", "task", "scheme")},
+        **{k: getattr(origin, k) for k in ("dataset", "origin", "task", "scheme")},
+        "store_id": store.store_id if same else origin.store_id,
         "title": store.manifest.title,
         **_mask_record(run / MASK_NAME if origin.mask is not None else None),
         "test": test | _mask_record(mask_file) if name else None,

@@ -6,7 +6,6 @@ samples need no retrieval.
 """
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -41,28 +40,22 @@ def visits_by_combination(method: Method, data: Data, rows: Rows) -> pl.DataFram
     method.eval()
     method.refresh()
     size = method.config.common.eval_batch_size
-    sums: dict[tuple[str, bool], list[Any]] = {}
+    parts = []
     for start in range(0, len(rows), size):
         out = method(data.batch(rows[start : start + size], "evaluation"), detail=True)
-        items = out.diagnostics.get("item_routing")
-        if items is None:
-            continue
-        combination = np.array(data.combination(items["observed"]))
-        for name in np.unique(combination).tolist():
-            for supporting in (False, True):
-                chosen = (combination == name) & (items["supporting"] == supporting)
-                if chosen.any():
-                    old = sums.setdefault((name, supporting), [0, 0])
-                    old[0] += int(chosen.sum())
-                    old[1] = old[1] + items["visits"][chosen].sum(axis=0)
-    if not sums:
+        if (items := out.diagnostics.get("item_routing")) is not None:
+            role = np.where(items["supporting"], "supporting", "own")
+            visits = {str(e): n for e, n in enumerate(items["visits"].T)}
+            parts.append(pl.DataFrame({"combination": data.combination(items["observed"]), "role": role, **visits}))
+    if not parts:
         return None
-    table = []
-    for (name, supporting), (n_items, visits) in sorted(sums.items()):
-        pools = method.expert_pools(len(visits))
-        for e, (pool, expert) in enumerate(zip(pools, expert_names(pools), strict=True)):
-            table.append((name, "supporting" if supporting else "own", n_items, e, pool, expert, int(visits[e])))
-    return pl.DataFrame(table, schema=SCHEMA, orient="row")
+    of_items = pl.concat(parts).group_by("combination", "role").agg(pl.len().alias("n_items"), pl.all().sum())
+    pools = method.expert_pools(of_items.width - 3)
+    experts = pl.DataFrame({"pool": pools, "name": expert_names(pools)}).with_row_index("expert")
+    keys = ["combination", "role", "n_items"]
+    table = of_items.unpivot(index=keys, variable_name="expert", value_name="visits").cast({"expert": pl.UInt32})
+    table = table.join(experts, on="expert").sort("combination", "role", "expert")
+    return table.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
 
 def expert_selection(visits: pl.DataFrame) -> pl.DataFrame:

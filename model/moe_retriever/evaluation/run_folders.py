@@ -45,8 +45,8 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return read_json(run / "metrics.json", "the metrics of an evaluated run", keys=(*NEEDED, "training"))
 
 
-def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
-    """One row per evaluation of a run, group of samples and metric; see `SCHEMA`.
+def write_results(root: Path, out: Path) -> pl.DataFrame:
+    """Write one row per evaluation of a run below `root`, group of samples and metric; see `SCHEMA`.
 
     `run` is the folder relative to `root`; `by` and `group` define the samples as in metrics.csv; `low` and `high` are
     the run's bootstrap interval; `mechanism` and `p` describe the simulated missingness of the training (null if there
@@ -54,7 +54,8 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
     realised rate of the evaluated samples; `config` is the content of config.json.
     """
     frames = [SCHEMA.to_frame()]
-    for folder in runs:
+    for path in sorted([*root.glob("*/*/seed*/metrics.json"), *root.glob("*/*/seed*/tests/*/metrics.json")]):
+        folder = path.parent
         said = read_metrics(folder)
         test = said.get("test")
         run = folder.parents[1] if test else folder
@@ -73,7 +74,9 @@ def results_frame(runs: Iterable[Path], root: Path) -> pl.DataFrame:
         }
         scores = read_scores(folder).with_columns(pl.lit(value).alias(name) for name, value in known.items())
         frames.append(scores.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()))
-    return pl.concat(frames)
+    frame = pl.concat(frames)
+    write_frame(out, frame)
+    return frame
 
 
 def read_scores(run: Path) -> pl.DataFrame:
@@ -84,14 +87,6 @@ def read_scores(run: Path) -> pl.DataFrame:
             raise ValueError("the last line is cut short")
         frame = pl.read_csv(data, schema_overrides={"group": pl.String}, infer_schema_length=None)
         return frame.select(pl.col(name).cast(dtype) for name, dtype in SCORE_COLUMNS.items())
-
-
-def write_results(root: Path, out: Path) -> pl.DataFrame:
-    """Write the table of all evaluations of runs below `root`, in order of their folders."""
-    found = sorted([*root.glob("*/*/seed*/metrics.json"), *root.glob("*/*/seed*/tests/*/metrics.json")])
-    frame = results_frame((p.parent for p in found), root)
-    write_frame(out, frame)
-    return frame
 
 
 def hidden_rate(content: Mapping[str, Any]) -> float | None:

@@ -10,6 +10,7 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, C classes.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeAlias, TypedDict
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from moe_retriever.config import EPOCHS, Config, O_co, OptionValue, first_epochs
 from moe_retriever.data.load import Batch, Data, DataSpec
@@ -143,7 +145,7 @@ class Method(nn.Module, Generic[O_co]):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def __call__(self, batch: Batch, *, draw: int = 0, detail: bool = False) -> Output:
         """`forward` in the precision of the run."""
@@ -196,7 +198,7 @@ class Method(nn.Module, Generic[O_co]):
 
     def reference_bytes(self) -> int:
         """Size of the result of `reference_state` in bytes."""
-        return 0
+        return sum(value.nbytes for value in tree_leaves(self.reference_state()) if isinstance(value, Tensor))
 
     def reference_state(self) -> ReferenceState:
         """Information about the training samples for predictions on another store: tensors and plain values, no ids."""

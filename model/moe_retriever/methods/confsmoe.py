@@ -30,27 +30,24 @@ from moe_retriever.nn.moe import Experts, Routing
 from moe_retriever.retrieval.bank import ReferenceSamples
 from mrpipe import keyed
 from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfSMoEOptions:
+class ConfSMoEOptions(BoundedOptions):
     n_experts: int = option(8, "experts")
     expert_ffn: int = option(128, "hidden size of an expert")
-    top_k: int = option(2, "experts per token")
-    pool: int = option(10, "training samples whose mean fills a missing modality in the first stage")
-    keep: float = option(0.25, "share of a sample's observed tokens that the second stage attends to")
+    top_k: int = option(2, "experts per token", ge=1)
+    pool: int = option(10, "training samples whose mean fills a missing modality in the first stage", ge=1)
+    keep: float = option(0.25, "share of a sample's observed tokens that the second stage attends to", gt=0, le=1)
     level: str = option("token", "confidence per token, or its mean per sample and expert", choices=("token", "expert"))
-    router_noise: float = option(1.0, "standard deviation of the noise on the logits that select experts in training")
-    confidence: float = option(1.0, "weight of the losses of confidences and of predictions by single experts")
+    router_noise: float = option(1.0, "sd of the noise on the logits that select experts in training", ge=0)
+    confidence: float = option(1.0, "weight of the losses of confidences and of predictions by single experts", gt=0)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.top_k <= self.n_experts:
-            raise UsageError(f"option top_k={self.top_k} must be between 1 and n_experts={self.n_experts}")
-        if self.pool < 1 or not 0 < self.keep <= 1:
-            raise UsageError(f"option pool={self.pool} must be at least 1, and keep={self.keep} in (0, 1]")
-        if self.router_noise < 0 or self.confidence <= 0:
-            raise UsageError("option router_noise must not be negative, and confidence must be positive")
+        super().__post_init__()
+        if self.top_k > self.n_experts:
+            raise UsageError(f"option top_k={self.top_k} exceeds n_experts={self.n_experts}")
 
 
 class ConfSMoE(Method[ConfSMoEOptions]):

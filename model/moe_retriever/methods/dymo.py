@@ -26,8 +26,7 @@ from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.retrieval.bank import shaped
-from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 # Subsets of up to this many modalities have prototypes each; otherwise, those of equal size share them.
 MOST_SUBSETS = 4
@@ -37,15 +36,11 @@ GRID = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class DyMoOptions:
+class DyMoOptions(BoundedOptions):
     select: str = option("reward", "recovered modalities to use", choices=("reward", "none", "all"))
-    subsets: int = option(2, "random subsets of the observed modalities per sample and training step")
-    prototypes: float = option(1.0, "weight of the prototype loss")
-    bank: int = option(512, "number of training samples that define prototypes; 0: all")
-
-    def __post_init__(self) -> None:
-        if self.subsets < 1 or self.bank < 0 or self.prototypes < 0:
-            raise UsageError("options need subsets ≥ 1, bank ≥ 0 and prototypes ≥ 0")
+    subsets: int = option(2, "random subsets of the observed modalities per sample and training step", ge=1)
+    prototypes: float = option(1.0, "weight of the prototype loss", ge=0)
+    bank: int = option(512, "number of training samples that define prototypes; 0: all", ge=0)
 
 
 class DynamicTransformer(nn.Module):
@@ -145,9 +140,6 @@ class DyMo(Method[DyMoOptions]):
             self.train(training)
             self._references = references(self.shape, *(torch.cat(parts) for parts in zip(*found, strict=True)))
         return self._references
-
-    def reference_bytes(self) -> int:
-        return 4 * self.shape[1] * (self.projection.out_features * (1 + self.shape[0]) + self.shape[0])
 
     def reference_state(self) -> ReferenceState:
         return {"references": [value.cpu() for value in self.references()]}

@@ -9,7 +9,6 @@ Legend: B samples, M modalities, P tokens, H hidden dimension, L = M·P, T token
 combinations.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,52 +28,43 @@ from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, constant, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 from mrpipe.store import masks
 
 MAX_BANK = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexMoEOptions:
-    n_experts: int = option(16, "experts; at least one per combination (if more than 5 modalities, per modality)")
+class FlexMoEOptions(BoundedOptions):
+    n_experts: int = option(16, "experts; at least one per combination (if more than 5 modalities, per modality)", ge=1)
     expert_ffn: int = option(256, "hidden size of an expert")
-    top_k: int = option(4, "experts per token")
+    top_k: int = option(4, "experts per token", ge=1)
     noisy_gate: bool = option(True, "add learned noise to the router logits in training")
     specialise: float = option(1e-2, "weight of the loss that routes tokens to the expert of their combination")
     balance: float = option(1e-2, "weight of the balance loss, computed separately for complete and incomplete samples")
-    bank_std: float = option(0.02, "standard deviation of the initial embeddings of missing modalities; 1 as released")
+    bank_std: float = option(0.02, "sd of the initial embeddings of missing modalities; 1 as released", ge=0)
     sorted_epochs: float = option(
-        0.1, "epochs sorted by decreasing number of modalities at the start: a number, or a fraction of the first 20"
+        0.1, "epochs sorted by decreasing number of modalities at the start: number, or fraction of the first 20", ge=0
     )
 
     def __post_init__(self) -> None:
-        if self.n_experts < 1 or not 1 <= self.top_k <= self.n_experts:
-            raise UsageError(f"option top_k={self.top_k} must be between 1 and n_experts={self.n_experts}")
-        if self.bank_std < 0 or self.sorted_epochs < 0:
-            raise UsageError("options bank_std and sorted_epochs must not be negative")
+        super().__post_init__()
+        if self.top_k > self.n_experts:
+            raise UsageError(f"option top_k={self.top_k} exceeds n_experts={self.n_experts}")
 
 
 @dataclass(frozen=True)
 class BankUse:
-    """Missing slots whose embedding was not trained.
+    """(Q,) modality of each missing slot, and whether no training sample has its combination, or lacks the modality."""
 
-    Attributes:
-        sample, target: (Q,) position in the batch and modality of each missing slot.
-        unseen: (Q,) whether no training sample has the combination.
-        never_missing: (Q,) whether no training sample lacks the modality.
-    """
-
-    sample: Rows
     target: Rows
     unseen: NDArray[np.bool_]
     never_missing: NDArray[np.bool_]
 
     def rates(self) -> dict[str, float]:
-        """Shares of the missing slots."""
-        n = max(len(self.target), 1)
+        """Shares of the missing slots whose embedding was not trained."""
         slots = {"unseen_combination": self.unseen, "target_never_missing": self.never_missing}
-        return {name: float(untrained.sum() / n) for name, untrained in slots.items()}
+        return {name: float(of.mean()) if len(of) else 0.0 for name, of in slots.items()}
 
 
 def combinations(n_modalities: int) -> NDArray[np.bool_]:
@@ -205,17 +195,14 @@ class FlexMoE(Method[FlexMoEOptions]):
         if self.training:
             partial_T = np.repeat(~batch.observed.all(axis=1), x_BLH.shape[1])
             if self.options.balance:
-                losses["balance"] = self.options.balance * self._mean(self._balance(r, partial_T) for r in routings)
+                balances = [self._balance(r, partial_T) for r in routings]
+                losses["balance"] = self.options.balance * torch.stack(balances).mean()
             if self.options.specialise and not batch.observed.all():
                 rows, target_BE = self.on_device(np.flatnonzero(partial_T)), self._experts_of(batch)
-                terms = (self._specialise(r, rows, target_BE, x_BLH.shape[1]) for r in routings)
-                losses["specialise"] = self.options.specialise * self._mean(terms)
+                terms = [self._specialise(r, rows, target_BE, x_BLH.shape[1]) for r in routings]
+                losses["specialise"] = self.options.specialise * torch.stack(terms).mean()
         diagnostics: Diagnostics = {"fused": fused_BD.detach(), "support": self._use(batch)} if detail else {}
         return Output(self.head(fused_BD), losses, diagnostics)
-
-    @staticmethod
-    def _mean(terms: Iterable[Tensor]) -> Tensor:
-        return torch.stack(list(terms)).mean()
 
     def _stand_ins(self, batch: Batch, missing_BM: Tensor) -> Tensor:
         """(B, M, P, H) embeddings from the bank for all modalities of all samples, used for the missing ones."""
@@ -254,4 +241,4 @@ class FlexMoE(Method[FlexMoEOptions]):
         sample, target = np.nonzero(~batch.observed)
         seen = self.get_buffer("seen").cpu().numpy()
         lacked = np.any(~masks.unpack(np.flatnonzero(seen), len(self.spec.modalities)), axis=0)
-        return BankUse(sample, target, ~seen[masks.codes(batch.observed)][sample], ~lacked[target])
+        return BankUse(target, ~seen[masks.codes(batch.observed)][sample], ~lacked[target])

@@ -23,15 +23,15 @@ from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.moe import Experts, Router, Routing, balance_loss
 from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseMoEOptions:
-    layers: int = option(1, "fusion layers; 3 as published")
+class FuseMoEOptions(BoundedOptions):
+    layers: int = option(1, "fusion layers; 3 as published", ge=1)
     n_experts: int = option(16, "number of experts")
     expert_ffn: int = option(256, "hidden size of an expert; 512 with the joint router")
-    top_k: int = option(4, "experts per token (permod) or per sample (joint)")
+    top_k: int = option(4, "experts per token (permod) or per sample (joint)", ge=1)
     router: str = option(
         "permod",
         "one router per modality for its tokens, or one router for the concatenated modalities",
@@ -45,9 +45,9 @@ class FuseMoEOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or not 1 <= self.top_k <= self.n_experts:
-            allowed = f"at least 1, and top_k={self.top_k} between 1 and n_experts={self.n_experts}"
-            raise UsageError(f"option layers={self.layers} must be {allowed}")
+        super().__post_init__()
+        if self.top_k > self.n_experts:
+            raise UsageError(f"option top_k={self.top_k} exceeds n_experts={self.n_experts}")
 
 
 class Layer(nn.Module):

@@ -29,8 +29,8 @@ from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import Features, TabularModel, pooled_features
 from mrpipe import keyed
-from mrpipe.errors import MrpipeError, UsageError
-from mrpipe.options import option
+from mrpipe.errors import MrpipeError
+from mrpipe.options import BoundedOptions, option
 
 # Settings (learning rate, leaves, minimum samples per leaf, L2 penalty): four by hand, then a grid in random order.
 CANDIDATES = [(0.1, 31, 20, 0.0), (0.1, 8, 20, 1.0), (0.05, 15, 10, 1.0), (0.05, 63, 40, 10.0)]
@@ -42,15 +42,12 @@ ROUNDS, PATIENCE = 10, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientBoostingOptions:
-    trials: int = option(2, "settings (learning rate, leaves, leaf size, L2 penalty) compared on validation")
-    setting: int = option(-1, "number of the only setting to use; −1: the best of the first `trials`")
-    rounds: int = option(200, "maximum number of boosting rounds, with early stopping on validation")
-
-    def __post_init__(self) -> None:
-        n = len(CANDIDATES)
-        if self.trials < 1 or not -1 <= self.setting < n or self.rounds < 1:
-            raise UsageError(f"options trials and rounds must be at least 1, and setting between -1 and {n - 1}")
+class GradientBoostingOptions(BoundedOptions):
+    trials: int = option(2, "settings (learning rate, leaves, leaf size, L2 penalty) compared on validation", ge=1)
+    setting: int = option(
+        -1, "number of the only setting to use; −1: the best of the first `trials`", ge=-1, le=len(CANDIDATES) - 1
+    )
+    rounds: int = option(200, "maximum number of boosting rounds, with early stopping on validation", ge=1)
 
 
 def grown_trees(model: Trees) -> tuple[list[list[NDArray[np.void]]], NDArray[np.float64]]:

@@ -22,21 +22,16 @@ from moe_retriever.data.tables import Rows
 from moe_retriever.methods.base import Output
 from moe_retriever.methods.shared.tabular import TabularModel, pooled_features
 from mrpipe import keyed
-from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogisticOptions:
-    c: float = option(0.0, "inverse penalty C; 0: selected on validation from 1e-4 to 1")
-    trials: int = option(5, "values of C compared on validation; a search sets it to its number of trials")
+class LogisticOptions(BoundedOptions):
+    c: float = option(0.0, "inverse penalty C; 0: selected on validation from 1e-4 to 1", ge=0)
+    trials: int = option(5, "values of C compared on validation; a search sets it to its number of trials", ge=1)
     max_iter: int = option(2000, "maximum number of L-BFGS iterations")
-
-    def __post_init__(self) -> None:
-        if self.trials < 1 or self.c < 0:
-            raise UsageError(f"option trials={self.trials} must be at least 1, and c={self.c} at least 0")
 
     def candidates(self) -> list[float]:
         """Values of C to compare: evenly spaced exponents; 0.01 if there is only one."""

@@ -24,22 +24,15 @@ from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.nn.similarity import Kernel, Threshold, neighbour_mean
 from moe_retriever.retrieval.bank import ReferenceSamples, shaped
-from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class M3CareOptions:
-    threshold: float = option(0.5, "initial value of the learned similarity threshold (0.88 and 0.5 as released)")
+class M3CareOptions(BoundedOptions):
+    threshold: float = option(0.5, "initial learned similarity threshold (0.88 and 0.5 as released)", gt=0, lt=1)
     normalise: bool = option(True, "average over neighbours with similarities as weights; False: sum, as released")
     stabiliser: float = option(1e-7, "weight of the loss | ‖φ(h)‖ − ‖h‖ |, which stabilises the similarity network")
-    bank: int = option(1024, "number of training samples used as neighbours in evaluation; 0: all")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise UsageError(f"option threshold={self.threshold} must be in (0, 1)")
-        if self.bank < 0:
-            raise UsageError(f"option bank={self.bank} must be 0 (all) or a positive number of samples")
+    bank: int = option(1024, "number of training samples used as neighbours in evaluation; 0: all", ge=0)
 
 
 # Two views (B, H) of each modality.
@@ -207,11 +200,6 @@ class M3Care(Method[M3CareOptions]):
         views, _ = self.graph.views(h, observed)
         s = self.graph.similarity(views, observed, views, observed)
         return NeighbourBank(observed, h, self.graph.first_states(h, self.on_device(observed), s), views)
-
-    def reference_bytes(self) -> int:
-        if self.reference is None:
-            return 0
-        return self.reference.observed.size * (self.config.common.hidden * 4 + 1)
 
     @torch.no_grad()
     def reference_state(self) -> ReferenceState:

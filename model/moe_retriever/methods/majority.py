@@ -27,10 +27,6 @@ class Majority(Method[NoOptions]):
         super().__init__(spec, config, noise)
         self.register_buffer("constant", torch.zeros(spec.n_outputs))
 
-    @property
-    def device(self) -> torch.device:
-        return self.constant.device
-
     def fit(self, data: Data, train_rows: Rows, val_rows: Rows) -> dict[str, OptionValue | None]:
         self.constant = data.constant(train_rows)
         if self.spec.regression:

@@ -23,14 +23,13 @@ from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import TransformerBlock
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import Fill, constant
-from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMFormerOptions:
-    mlp_ratio: int = option(4, "hidden size of feed-forward layers relative to H; 8 as published")
-    intra_layers: int = option(1, "layers of the transformer of each modality")
+class MMFormerOptions(BoundedOptions):
+    mlp_ratio: int = option(4, "hidden size of feed-forward layers relative to H; 8 as published", ge=1)
+    intra_layers: int = option(1, "layers of the transformer of each modality", ge=1)
     missing: str = option(
         "zeros",
         "missing modalities in the inter-modal transformer: zeros plus position (as published), or masked out",
@@ -43,10 +42,6 @@ class MMFormerOptions:
     )
     separate: float = option(1.0, "weight of the auxiliary loss of a shared head on each modality's encoder output")
     early: float = option(1.0, "weight of the auxiliary loss of a head before the inter-modal transformer")
-
-    def __post_init__(self) -> None:
-        if self.mlp_ratio < 1 or self.intra_layers < 1:
-            raise UsageError("options mlp_ratio and intra_layers must be at least 1")
 
 
 class MMFormer(Method[MMFormerOptions]):

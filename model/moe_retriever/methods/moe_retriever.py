@@ -27,17 +27,17 @@ from moe_retriever.retrieval.nearest import NearestIndex
 from moe_retriever.retrieval.retriever import INTRA, Retrieved, Retriever, SlotItems
 from moe_retriever.retrieval.supporting_groups import Draws, SupportIndex, Wanted
 from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoERetrieverOptions:
+class MoERetrieverOptions(BoundedOptions):
     """Options of MoE-Retriever; docs/method.md explains them in detail."""
 
-    n_experts: int = option(8, "experts per missing modality, |E_T|")
-    n_shared: int = option(4, "experts shared by all missing modalities, |E_Sh|")
+    n_experts: int = option(8, "experts per missing modality, |E_T|", ge=1)
+    n_shared: int = option(4, "experts shared by all missing modalities, |E_Sh|", ge=0)
     expert_ffn: int = option(256, "hidden size of an expert")
-    top_k: int = option(4, "experts per token")
+    top_k: int = option(4, "experts per token", ge=1)
     routers: str = option(
         "one", "one shared router, one per token role, or one per target modality", choices=("one", "role", "target")
     )
@@ -70,36 +70,33 @@ class MoERetrieverOptions:
     support: str = option(
         "uniform", "draw from the whole supporting group, or from its nearest samples", choices=("uniform", "nearest")
     )
-    nearest_k: int = option(16, "nearest: number of samples to draw from")
+    nearest_k: int = option(16, "nearest: number of samples to draw from", ge=1)
     nearest_metric: str = option(
         "features", "nearest: compare features, or embeddings renewed in each epoch", choices=("features", "embedding")
     )
-    nearest_temperature: float = option(0.1, "nearest: draw by softmax(similarity / temperature); 0: the most similar")
+    nearest_temperature: float = option(
+        0.1, "nearest: draw by softmax(similarity / temperature); 0: most similar", ge=0
+    )
     support_source: str = option(
         "auto",
         "supporting samples in training: encoded in each step with gradients, or from a bank renewed in each epoch; "
         "auto: bank for volumes",
         choices=("auto", "fresh", "bank"),
     )
-    draws: int = option(1, "draws of supporting samples per prediction, whose logits are averaged")
-    warmup: float = option(0.25, "epochs without retrieval at the start: a number, or a fraction of the first 20")
+    draws: int = option(1, "draws of supporting samples per prediction, whose logits are averaged", ge=1)
+    warmup: float = option(0.25, "epochs without retrieval at the start: a number, or a fraction of the first 20", ge=0)
     warmup_kind: str = option("mask", "missing modalities in the warm-up: masked or zeros", choices=("mask", "zeros"))
     reconstruct: float = option(0.0, "weight of a reconstruction loss on modalities hidden by drop_modalities")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         allowed = self.n_experts + self.n_shared
-        if self.n_experts < 1 or self.n_shared < 0 or self.top_k < 1:
-            raise UsageError("options n_experts and top_k must be at least 1, n_shared at least 0")
         if self.context_routing and self.top_k > allowed:
             raise UsageError(f"option top_k={self.top_k} exceeds n_experts + n_shared = {allowed}")
         if self.n_intra not in ("observed", "all") and not (self.n_intra.isdigit() and int(self.n_intra) > 0):
             raise UsageError(f"option n_intra={self.n_intra!r} must be observed, all or a positive number")
         if not (self.intra or self.inter):
             raise UsageError("options intra and inter cannot both be False")
-        if self.nearest_k < 1 or self.nearest_temperature < 0:
-            raise UsageError("option nearest_k must be at least 1, nearest_temperature at least 0")
-        if self.draws < 1 or self.warmup < 0:
-            raise UsageError(f"option draws={self.draws} must be at least 1, and warmup={self.warmup} at least 0")
 
 
 _AS_RELEASED: dict[str, OptionValue] = {"lr": 1e-4, "batch_size": 16, "epochs": 20, "patience": 0, "dropout": 0.5}

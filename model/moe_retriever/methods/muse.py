@@ -24,25 +24,16 @@ from moe_retriever.nn.dropout import Dropout, Noise
 from moe_retriever.nn.init import Fill, normal
 from moe_retriever.retrieval.bank import shaped
 from mrpipe import keyed
-from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuseOptions:
-    layers: int = option(2, "layers of the graph network; with 1, samples do not interact")
-    edge_drop: float = option(0.5, "share of samples that lose edges in the augmented graph")
+class MuseOptions(BoundedOptions):
+    layers: int = option(2, "layers of the graph network; with 1, samples do not interact", ge=1)
+    edge_drop: float = option(0.5, "share of samples that lose edges in the augmented graph", ge=0, le=1)
     unsupervised: float = option(0.5, "weight of the contrastive loss between the graph and its augmentation")
     supervised: float = option(0.5, "weight of the contrastive loss between labels (try 0 for imbalanced classes)")
-    temperature: float = option(0.07, "temperature of both contrastive losses")
-
-    def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise UsageError(f"option layers={self.layers} must be at least 1")
-        if not 0 <= self.edge_drop <= 1:
-            raise UsageError(f"option edge_drop={self.edge_drop} must be in [0, 1]")
-        if self.temperature <= 0:
-            raise UsageError(f"option temperature={self.temperature} must be positive")
+    temperature: float = option(0.07, "temperature of both contrastive losses", gt=0)
 
 
 class BipartiteLayer(nn.Module):
@@ -217,9 +208,6 @@ class Muse(Method[MuseOptions]):
                 states.append(self.network.layer(number).updated(mean, before))
             self._frozen = states
         return self._frozen
-
-    def reference_bytes(self) -> int:
-        return (self.options.layers - 1) * len(self.spec.modalities) * self.config.common.hidden * 4
 
     def reference_state(self) -> ReferenceState:
         return {"modality_states": [s.cpu() for s in self._modality_states()]}

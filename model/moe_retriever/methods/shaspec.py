@@ -22,12 +22,11 @@ from moe_retriever.device import Head
 from moe_retriever.methods.base import Method, Output, Presets
 from moe_retriever.nn.attention import FeedForward, TransformerBlock
 from moe_retriever.nn.dropout import Noise
-from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShaSpecOptions:
+class ShaSpecOptions(BoundedOptions):
     alpha: float = option(0.1, "weight of the loss that aligns shared features of different modalities")
     beta: float = option(0.02, "weight of the loss of a modality classifier on the specific features")
     fill: str = option(
@@ -42,11 +41,9 @@ class ShaSpecOptions:
         "hiding of observed modalities in training: keep a random number of them, or hide none",
         choices=("size", "none"),
     )
-    full_epochs: float = option(0.25, "epochs without hiding at the start: a number, or a fraction of the first 20")
-
-    def __post_init__(self) -> None:
-        if self.full_epochs < 0:
-            raise UsageError(f"option full_epochs={self.full_epochs} must not be negative")
+    full_epochs: float = option(
+        0.25, "epochs without hiding at the start: a number, or a fraction of the first 20", ge=0
+    )
 
 
 class SharedTransformer(nn.Module):

@@ -21,18 +21,15 @@ from moe_retriever.device import Head
 from moe_retriever.methods.base import Output, Presets
 from moe_retriever.methods.shared.unimodal import UnimodalHeads
 from moe_retriever.nn.dropout import Dropout, Noise
-from mrpipe.errors import UsageError
-from mrpipe.options import option
+from mrpipe.options import BoundedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimMLMOptions:
-    ranking: float = option(0.2, "weight of the more-versus-fewer loss beside the sum of the two task losses")
-    independent: float = option(0.25, "epochs of independent experts at the start: number, or fraction of the first 20")
-
-    def __post_init__(self) -> None:
-        if self.ranking < 0 or self.independent < 0:
-            raise UsageError("options ranking and independent must not be negative")
+class SimMLMOptions(BoundedOptions):
+    ranking: float = option(0.2, "weight of the more-versus-fewer loss beside the sum of the two task losses", ge=0)
+    independent: float = option(
+        0.25, "epochs of independent experts at the start: number, or fraction of first 20", ge=0
+    )
 
 
 class SimMLM(UnimodalHeads[SimMLMOptions]):

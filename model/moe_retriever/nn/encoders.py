@@ -2,7 +2,7 @@
 
 Encoders process observed entries only, so neither they nor batch statistics see placeholder values.
 
-Legend: n entries, P tokens, H hidden dimension, d features, T steps, C channels.
+Legend: n entries, P tokens, H hidden dimension, d features, T steps, S steps of all entries, C channels.
 """
 
 import math
@@ -17,14 +17,31 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from moe_retriever.config import Common
+from moe_retriever.data.event_table import EventBatch
 from moe_retriever.data.tables import Genotypes, ModalitySpec
 from moe_retriever.nn.dropout import Dropout, Noise
-from moe_retriever.nn.event_encoder import EventRecurrent
-from moe_retriever.nn.init import BATCH_NORMS, build
+from moe_retriever.nn.init import BATCH_NORMS, Fill, build, constant, normal
 from moe_retriever.nn.kernels.recurrent import last_state
-from moe_retriever.nn.tokeniser import Tokeniser
 from mrpipe.errors import DataError, Fault
 from mrpipe.reading import reading
+
+
+class Tokeniser(nn.Module):
+    """(n, d) → (n, P, H): split into P equal chunks (padded with zeros) and apply one linear map to each chunk.
+
+    As in the authors' released code. Tokens, which are also kept for retrieval, are float32 in every precision.
+    """
+
+    def __init__(self, d: int, n_tokens: int, hidden: int):
+        super().__init__()
+        self.n_tokens = n_tokens
+        self.chunk = math.ceil(d / n_tokens)
+        self.linear = nn.Linear(self.chunk, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.chunk * self.n_tokens - x.shape[1]
+        x = F.pad(x, (0, padding)) if padding else x
+        return self.linear(x.reshape(-1, self.n_tokens, self.chunk)).to(self.linear.weight.dtype)
 
 
 class GenotypeTokeniser(Tokeniser):
@@ -59,6 +76,44 @@ class Recurrent(nn.Module):
 
     def forward(self, x: PackedSequence) -> Tensor:
         return self.tokens(last_state(self.rnn, x))
+
+
+class EventEmbedding(nn.Module):
+    """(S steps of events) → (S, H) without dense tensors: Σ_items (W_v[item] · z + W_m[item]) + W_t · Δt + b.
+
+    This equals a linear layer on the concatenated values, observation mask and elapsed time of a step (2 V + 1 features
+    for a vocabulary of V items), but its cost depends only on the number of items in the step.
+    """
+
+    def __init__(self, n_items: int, hidden: int):
+        super().__init__()
+        self.of_value = nn.Parameter(torch.empty(n_items, hidden))
+        self.of_mask = nn.Parameter(torch.empty(n_items, hidden))
+        self.of_time = nn.Parameter(torch.empty(hidden))
+        self.bias = nn.Parameter(torch.empty(hidden))
+
+    def initial(self, name: str) -> Fill:
+        # A step has tens of items, not thousands, which determines the scale of the sum.
+        return constant(0.0) if name == "bias" else normal(0.1)
+
+    def forward(self, x: EventBatch) -> Tensor:
+        values = F.embedding_bag(x.item, self.of_value, x.starts, mode="sum", per_sample_weights=x.value)
+        present = F.embedding_bag(x.item, self.of_mask, x.starts, mode="sum")
+        return values + present + x.elapsed[:, None] * self.of_time + self.bias
+
+
+class EventRecurrent(nn.Module):
+    """Event embedding, then GRU or LSTM over the steps; the last state is converted to tokens."""
+
+    def __init__(self, n_items: int, rnn: nn.RNNBase, n_tokens: int, hidden: int):
+        super().__init__()
+        self.embedding = EventEmbedding(n_items, rnn.input_size)
+        self.rnn = rnn
+        self.tokens = Tokeniser(rnn.hidden_size, n_tokens, hidden)
+
+    def forward(self, x: EventBatch) -> Tensor:
+        packed = PackedSequence(self.embedding(x), x.batch_sizes, x.order, x.inverse)
+        return self.tokens(last_state(self.rnn, packed))
 
 
 class _Pool(nn.MaxPool2d):
@@ -208,26 +263,24 @@ class VolumeEncoder(nn.Module):
 Factory = Callable[[ModalitySpec, Common, Noise], nn.Module]
 
 
-def _recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
-    return lambda m, c, noise: Recurrent(rnn(m.shape[0], c.encoder_hidden), c.tokens, c.hidden)
+def _vector(m: ModalitySpec, c: Common, noise: Noise) -> nn.Module:
+    if c.vector_encoder == "linear":
+        return Tokeniser(m.shape[0], c.tokens, c.hidden)
+    return VectorMLP(m.shape[0], c.encoder_hidden, c.tokens, c.hidden)
 
 
-def _event_recurrent(rnn: type[nn.GRU | nn.LSTM]) -> Factory:
-    return lambda m, c, noise: EventRecurrent(m.shape[0], rnn(c.encoder_hidden, c.encoder_hidden), c.tokens, c.hidden)
+def _rnn(c: Common, d: int) -> nn.RNNBase:
+    return nn.LSTM(d, c.encoder_hidden) if c.sequence_encoder == "lstm" else nn.GRU(d, c.encoder_hidden)
 
 
-# (kind of modality, name that the options refer to) → factory.
-ENCODERS: dict[tuple[str, str], Factory] = {
-    ("vector", "mlp"): lambda m, c, noise: VectorMLP(m.shape[0], c.encoder_hidden, c.tokens, c.hidden),
-    ("vector", "linear"): lambda m, c, noise: Tokeniser(m.shape[0], c.tokens, c.hidden),
-    ("genotype", "linear"): lambda m, c, noise: GenotypeTokeniser(m.shape[0], c.tokens, c.hidden),
-    ("sequence", "gru"): _recurrent(nn.GRU),
-    ("sequence", "lstm"): _recurrent(nn.LSTM),
-    ("events", "gru"): _event_recurrent(nn.GRU),
-    ("events", "lstm"): _event_recurrent(nn.LSTM),
-    ("image", "vgg11"): ImageEncoder,
-    ("image", "vgg11_bn"): ImageEncoder,
-    ("volume", "cnn3d"): lambda m, c, noise: VolumeEncoder(m, c),
+# Kind of modality → factory.
+ENCODERS: dict[str, Factory] = {
+    "vector": _vector,
+    "genotype": lambda m, c, noise: GenotypeTokeniser(m.shape[0], c.tokens, c.hidden),
+    "sequence": lambda m, c, noise: Recurrent(_rnn(c, m.shape[0]), c.tokens, c.hidden),
+    "events": lambda m, c, noise: EventRecurrent(m.shape[0], _rnn(c, c.encoder_hidden), c.tokens, c.hidden),
+    "image": ImageEncoder,
+    "volume": lambda m, c, noise: VolumeEncoder(m, c),
 }
 
 
@@ -235,9 +288,7 @@ def build_encoders(modalities: tuple[ModalitySpec, ...], c: Common, seed: int, n
     """One encoder per modality, in order; their weights are equal for all methods with the same seed and options."""
     encoders = nn.ModuleList()
     for spec in modalities:
-        named = {"vector": c.vector_encoder, "image": c.image_encoder, "volume": "cnn3d", "genotype": "linear"}
-        factory = ENCODERS[spec.kind, named.get(spec.kind, c.sequence_encoder)]
-        encoder = build(partial(factory, spec, c, noise), seed, f"encoder {spec.name}")
+        encoder = build(partial(ENCODERS[spec.kind], spec, c, noise), seed, f"encoder {spec.name}")
         if isinstance(encoder, ImageEncoder) and c.image_weights:
             encoder.load_weights(c.image_weights)
         encoders.append(encoder)

@@ -6,14 +6,13 @@ from typing import Any
 
 import polars as pl
 
-from moe_retriever.catalogue import about, method_title
+from moe_retriever.catalogue import method_title
 from moe_retriever.evaluation.clinical import measure, read_binary
 from moe_retriever.plots.clinical import FIGURES, clinical_figure
 from moe_retriever.report.drawing import draw
 from moe_retriever.report.experiments import anchor_of, experiment_title
-from moe_retriever.report.runs import ReportedRun, missingness_of
-from moe_retriever.suites.spec import REFERENCE, SuiteRow
-from moe_retriever.suites.tables import strongest_controls
+from moe_retriever.report.runs import ReportedRun, missingness_of, strongest_control
+from moe_retriever.suites.spec import REFERENCE
 from mrpipe.privacy import SMALL, rounded
 
 
@@ -59,11 +58,7 @@ def describe_clinical(
 
 def _chosen(runs: Sequence[ReportedRun], found: Mapping[str, pl.DataFrame]) -> dict[str, str]:
     """Role → method: MoE-Retriever, the control with the best mean validation AUROC, and the best test AUROC."""
-    rows, validation = dict[str, SuiteRow](), dict[str, list[dict[str, float]]]()
-    for run in runs:
-        rows[run.label] = SuiteRow(run.label, run.method, "", "", about(run.method).control)
-        validation.setdefault(run.label, []).append(run.metrics["training"].get("val", {}))
-    control = strongest_controls(list(rows.values()), validation).get("auroc", "")
+    control = strongest_control(runs, "auroc") or ""
     best = pl.concat(found.values()).filter(by="overall", metric="auroc").sort("value")["method"][-1]
     chosen = {"reference": next((run.label for run in runs if run.method == REFERENCE), "")}
     chosen |= {"strongest control on validation samples": control, "highest AUROC on test samples": best}

@@ -1,4 +1,4 @@
-"""Section of an experiment (runs with the same data, view and missingness): scores and figures."""
+"""Section of an experiment (runs with the same data, view and missingness): scores, answer, cost and figures."""
 
 import re
 from collections.abc import Sequence
@@ -10,12 +10,16 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from moe_retriever.catalogue import about
+from moe_retriever.evaluation.paired import Comparison, Predicted
+from moe_retriever.evaluation.run_folders import tested
 from moe_retriever.metrics import METRIC, Metric, kinds_of, names_of
 from moe_retriever.plots import plots
 from moe_retriever.report.drawing import Picture, draw
-from moe_retriever.report.runs import EXPERIMENT, ReportedRun, missingness_of
+from moe_retriever.report.runs import EXPERIMENT, ReportedRun, masked, missingness_of, strongest_control
+from moe_retriever.suites.answer import Compared
 from moe_retriever.suites.published import method_title, published_rows, task_title
 from moe_retriever.suites.render import with_sd
+from moe_retriever.suites.spec import REFERENCE
 from mrpipe.privacy import SMALL
 from mrpipe.reading import read_frame
 
@@ -180,3 +184,54 @@ def describe_experiment(
         "grouped": [table for table in grouped if len(table["sizes"]) > 1],
         "pictures": _pictures(runs, grouped[0]["sizes"], anchor, figures) if drawn else [],
     }
+
+
+def compare(runs: Sequence[ReportedRun], *, named: bool) -> Compared:
+    """Comparison of the runs of an experiment with MoE-Retriever, or else with the first method that is no control.
+
+    Args:
+        named: whether the sentence names task and modalities, to tell experiments on the same data apart.
+    """
+    first = runs[0].metrics
+    found: dict[str, dict[int, Predicted]] = {}
+    for run in runs:
+        found.setdefault(method_title(run.label), {})[run.seed] = tested(run.folder)
+    reference = min(runs, key=lambda run: (run.method != REFERENCE, about(run.method).control))
+    majority, accuracy = (first["majority"][k] for k in ("class", "accuracy"))
+    metric = "mae" if "regression" in kinds_of(len(first["classes"])) else "accuracy"
+    return Compared(
+        data=runs[0].dataset,
+        view=f"{task_title(first['task'])} from {' + '.join(first['modalities'])}" if named else "",
+        n=first["n"]["test"],
+        missingness=masked(runs),
+        simulated=first["origin"] == "simulated",
+        metric=metric,
+        comparison=Comparison(found),
+        controls=frozenset(method_title(run.label) for run in runs if about(run.method).control),
+        reference=None if about(reference.method).control else method_title(reference.label),
+        strongest=(label := strongest_control(runs, metric)) and method_title(label),
+        majority=None if accuracy is None else (str(majority), accuracy),
+    )
+
+
+def costs_of(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """One entry per method: parameters, devices, and epochs, times and samples per second as means over seeds."""
+    rows = []
+    for label in dict.fromkeys(run.label for run in runs):
+        mine = [run for run in runs if run.label == label]
+        measured = {
+            "epochs": [run.metrics["training"].get("epochs") for run in mine],
+            **{name: [run.cost.get(name) for run in mine] for name in ("epoch_seconds", "train_seconds")},
+            "train_rate": [run.cost.get("samples_per_second") for run in mine],
+            "test_rate": [run.test_cost.get("samples_per_second") for run in mine],
+        }
+        row = {k: pl.Series(values, dtype=pl.Float64).mean() for k, values in measured.items()}
+        row |= {"method": method_title(label), "seeds": len(mine)}
+        row["parameters"] = mine[0].metrics["training"]["parameters"]
+        rows.append(row | {"device": ", ".join(sorted({_device(run) for run in mine if run.cost}))})
+    return rows
+
+
+def _device(run: ReportedRun) -> str:
+    threads = run.cost.get("threads")
+    return f"{str(run.cost['device']).replace('cpu', 'CPU')}, {threads} thread{'' if threads == 1 else 's'}"

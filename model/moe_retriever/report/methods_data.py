@@ -1,12 +1,15 @@
-"""Sentences of the methods text about the data: sources, cohort, splits, transforms and simulated missingness."""
+"""Citations, and sentences of the methods text about the data: sources, cohort, splits, transforms and missingness."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import polars as pl
 
-from moe_retriever.report.references import Bibliography
 from moe_retriever.report.stores import public, shared
 from moe_retriever.suites.published import dataset_title, hidden_text
 from mrpipe.experiment.missingness import AT_LOAD, p_text
@@ -16,6 +19,7 @@ from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
 from mrpipe.transforms.options import TransformOptions
 
+_KNOWN = Path(__file__).resolve().parent / "references.json"
 _MECHANISMS = {
     "mcar": "each modality of a sample was hidden independently with probability {p} (missing completely at random)",
     "mnar_label": "each modality was hidden with a mean probability of {p} that increases with the class of {task} "
@@ -27,6 +31,28 @@ _MECHANISMS = {
     "timestep_drop": "each time step of a sequence was dropped with probability {p}; no modality was hidden",
     "gaussian": "Gaussian noise with standard deviation {p} was added to the scaled values; no modality was hidden",
 }
+
+
+@cache
+def _known() -> dict[str, str]:
+    return dict(json.loads(_KNOWN.read_text(encoding="utf-8")))
+
+
+@dataclass
+class Bibliography:
+    """The reference list of one text."""
+
+    entries: list[str] = field(default_factory=list)
+
+    def cite(self, *works: str) -> str:
+        """` [1, 2]` for keys of references.json or complete references; empty for empty ones."""
+        numbers = []
+        for work in filter(None, works):
+            text = _known().get(work, work).strip().rstrip(".")
+            if text not in self.entries:
+                self.entries.append(text)
+            numbers.append(self.entries.index(text) + 1)
+        return f" [{', '.join(map(str, sorted(set(numbers))))}]" if numbers else ""
 
 
 def listed(items: Sequence[str]) -> str:

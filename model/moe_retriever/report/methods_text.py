@@ -15,6 +15,7 @@ from moe_retriever.catalogue import about
 from moe_retriever.data.scores import METRIC_NAMES
 from moe_retriever.evaluation.run_folders import with_hidden
 from moe_retriever.report.methods_data import (
+    Bibliography,
     listed,
     missingness_sentence,
     plural,
@@ -22,7 +23,6 @@ from moe_retriever.report.methods_data import (
     store_sentences,
     transform_sentences,
 )
-from moe_retriever.report.references import Bibliography, changed_options
 from moe_retriever.report.runs import ReportedRun
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import method_title, published_rows, task_title
@@ -150,7 +150,7 @@ def _training(runs: Sequence[ReportedRun], searches: Sequence[dict[str, Any]], c
     if changed := _changed(runs):
         more = f" and {plural(len(changed) - MOST_SETTINGS, 'further option')}" if len(changed) > MOST_SETTINGS else ""
         text.append(f"Other options that differ from the presets: {', '.join(changed[:MOST_SETTINGS])}{more}.")
-    if any(changed_options(run.config) for run in runs):
+    if any(run.changed for run in runs):
         text.append("The table of settings has the options of each method.")
     numbers = listed([str(s) for s in sorted({run.seed for run in runs})])
     text.append(f"Random seeds (initial weights, batches, dropout and retrieval): {numbers}.")
@@ -204,7 +204,7 @@ def _changed(runs: Sequence[ReportedRun]) -> list[str]:
     found = Counter(
         f"{key}={public(value)}"
         for run in runs
-        for key, value in changed_options(run.config).items()
+        for key, value in run.changed.items()
         if ("epochs" in run.metrics["training"] or key in run.config["options"])
         and key not in (*_STATED, "select_metric")
     )

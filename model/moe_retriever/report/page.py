@@ -16,14 +16,12 @@ from markupsafe import Markup, escape
 from moe_retriever.catalogue import about
 from moe_retriever.config import parse_threshold
 from moe_retriever.plots.clinical import FIGURES
-from moe_retriever.report import benchmarks, cautions, cost
-from moe_retriever.report.answers import compare
+from moe_retriever.report import benchmarks, cautions
 from moe_retriever.report.clinical import describe_clinical
-from moe_retriever.report.experiments import MAX_DRAWN, describe_experiment, of_experiment
+from moe_retriever.report.experiments import MAX_DRAWN, compare, costs_of, describe_experiment, of_experiment
 from moe_retriever.report.methods_data import listed
 from moe_retriever.report.methods_text import MethodsText, methods_text
 from moe_retriever.report.quality import describe_quality, quality_folder
-from moe_retriever.report.references import changed_options
 from moe_retriever.report.runs import ReportedRun, by_experiment, read_run, tell_apart, tidy
 from moe_retriever.report.stores import describe_store, public, sealed_at
 from moe_retriever.report.suites import ReportedSuite, read_suite
@@ -107,7 +105,7 @@ def write_report(inputs: Inputs, out: Path) -> pl.DataFrame:
     datasets = [key[0] for key in experiments]
     answers = [compare(members, named=datasets.count(k[0]) > 1) for k, members in experiments.items()]
     for section, members, answer in zip(sections, experiments.values(), answers, strict=True):
-        section |= {"answer": answer, "cautions": cautions.of_experiment(members), "costs": cost.of_experiment(members)}
+        section |= {"answer": answer, "cautions": cautions.of_experiment(members), "costs": costs_of(members)}
         names = [m.removesuffix(" (%)") for m in section["metrics"]]
         for kind, main in (("main", True), ("others", False)):
             section[kind] = [i for i, m in enumerate(names) if (m in MAIN_METRICS) == main]
@@ -219,7 +217,7 @@ def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """One entry per combination of method, preset and options that differ from the preset, with its data sets."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
-        options = changed_options(run.config) | {f"transform {k}": v for k, v in run.transforms.items()}
+        options = run.changed | {f"transform {k}": v for k, v in run.transforms.items()}
         changed = {k: public(v) for k, v in options.items()}
         preset, control = run.metrics["preset"], about(run.method).control
         key = json.dumps([run.method, preset, changed], sort_keys=True)

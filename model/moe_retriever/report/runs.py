@@ -3,16 +3,20 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from moe_retriever.catalogue import about
 from moe_retriever.data.scores import SCORE_COLUMNS
 from moe_retriever.evaluation.run_folders import hidden_rate, read_metrics, read_scores, with_hidden
 from moe_retriever.report.stores import public
 from moe_retriever.suites.published import dataset_title, missingness_title
+from moe_retriever.suites.spec import SuiteRow
+from moe_retriever.suites.tables import strongest_controls
+from mrpipe.errors import UsageError
 from mrpipe.experiment.missingness import non_default, p_text
 from mrpipe.reading import read_json
 from mrpipe.store.masks import combination_name
@@ -58,6 +62,19 @@ class ReportedRun:
     def options(self) -> dict[str, Any]:
         """All options of the run except its seed; runs of a method with equal options are repetitions."""
         return {**self.config["common"], **self.config["options"]}
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Options that differ from those of the preset in the present version."""
+        from moe_retriever.config import make_config
+        from moe_retriever.methods import get
+
+        try:
+            preset = make_config(get(self.method), preset=self.config["preset"], seed=0, overrides={})
+        except UsageError:
+            return {}
+        usual = {**asdict(preset.common), **asdict(preset.own)}
+        return {k: v for k, v in sorted(self.options.items()) if k in usual and v != usual[k]}
 
     @property
     def missingness(self) -> str:
@@ -138,6 +155,15 @@ def by_experiment(runs: Sequence[ReportedRun]) -> dict[tuple[str, ...], list[Rep
     for run in runs:
         groups[run.experiment].append(run)
     return dict(groups)
+
+
+def strongest_control(runs: Sequence[ReportedRun], metric: str) -> str | None:
+    """Label of the control of an experiment with the best mean validation score; None if there is no choice."""
+    rows = {run.label: SuiteRow(run.label, run.method, "", "", about(run.method).control) for run in runs}
+    validation: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    for run in runs:
+        validation[run.label].append(run.metrics["training"].get("val", {}))
+    return strongest_controls(list(rows.values()), validation).get(metric)
 
 
 def tidy(runs: Sequence[ReportedRun]) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from moe_retriever.evaluation.analysis import Request, analyse
+from moe_retriever.evaluation.analysis import analyse
 from moe_retriever.evaluation.run_folders import finished
 from moe_retriever.plots import plots
 from moe_retriever.plots.cost import PANELS, cost
@@ -73,9 +73,8 @@ class Drawing:
         found = {}
         for row, run in self.first_runs(column).items():
             out = self.out / what / name / run.parent.name
-            request = Request(runs=[run], store=store, out=out, what=[what], combination=combination)
             try:
-                analyse(request, say=self.missing.append)
+                analyse([run], store, out, [what], combination=combination, say=self.missing.append)
                 found[row] = out
             except UsageError as error:
                 self.missing.append(f"{_titled(column)}, {row}, {what}: {' '.join(str(error).split())}")

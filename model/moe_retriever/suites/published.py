@@ -89,39 +89,21 @@ def short(dataset: str, modalities: Sequence[str]) -> str:
     return combination_name(letter for m, letter in letters.items() if m in modalities)
 
 
-def _of_view(dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None) -> pl.DataFrame:
-    """The published values for a view and missingness; the paper has only values missing completely at random."""
-    plain = mask is None or (mask["mechanism"] == "mcar" and set(mask) <= {"mechanism", "p", "hidden"})
-    if dataset not in DATASETS or not plain:
-        return published_table().clear()
-    drop = "natural" if mask is None else p_text(mask["p"])
-    return published_table().filter(dataset=DATASETS[dataset][0], modalities=short(dataset, modalities), drop=drop)
-
-
-def published(
-    table: str, dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None, metric: str, method: str
-) -> Published | None:
-    """A published value, or None.
-
-    Args:
-        mask: `mechanism` and `p` of the simulated missingness; None for as observed.
-        metric, method: our name of the metric, the paper's name of the method.
-    """
-    if metric not in METRICS:
-        return None
-    found = _of_view(dataset, modalities, mask).filter(table=table, metric=METRICS[metric], method=method)
-    return Published(*found.select("mean", "std").row(0)) if len(found) else None
-
-
 def published_rows(
-    dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None
+    dataset: str, modalities: Sequence[str], mask: Mapping[str, Any] | None, tables: Sequence[str] = _COMPARISONS
 ) -> dict[str, dict[str, Published]]:
     """The paper's method → our metric → published value, in the order of the paper; empty if there are none.
 
     Args:
-        mask: as for `published`.
+        mask: `mechanism` and `p` of the simulated missingness, which the paper has completely at random only; None for
+            as observed.
     """
-    here = _of_view(dataset, modalities, mask).filter(pl.col("table").is_in(_COMPARISONS))
+    plain = mask is None or (mask["mechanism"] == "mcar" and set(mask) <= {"mechanism", "p", "hidden"})
+    if dataset not in DATASETS or not plain:
+        return {}
+    drop = "natural" if mask is None else p_text(mask["p"])
+    view = published_table().filter(dataset=DATASETS[dataset][0], modalities=short(dataset, modalities), drop=drop)
+    here = view.filter(pl.col("table").is_in(tables))
     ours = {printed: metric for metric, printed in METRICS.items()}
     rows: dict[str, dict[str, Published]] = {}
     for method, metric, mean, std in here.select("method", "metric", "mean", "std").iter_rows():

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +136,11 @@ class SuiteSpec:
 
 def parse_suite(said: Mapping[str, Any]) -> SuiteSpec:
     columns = [c | {"modalities": tuple(c["modalities"]), "absent": tuple(c["absent"])} for c in said["columns"]]
-    return SuiteSpec(
-        name=said["suite"],
-        metrics=tuple(said["metrics"]),
-        rows=tuple(SuiteRow(**row) for row in said["rows"]),
-        columns=tuple(SuiteColumn(**column) for column in columns),
-        trials=tuple(said.get("trials", ())),
-        unfinished=tuple(said.get("unfinished", ())),
-        notes=tuple(said.get("notes", ())),
-        **{k: said[k] for k in ("title", "size", "published", "figure", "missing") if k in said},
-    )
+    plain = {f.name: said[f.name] for f in fields(SuiteSpec) if f.name in said}
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    known["rows"] = tuple(SuiteRow(**row) for row in said["rows"])
+    known |= {"name": said["suite"], "columns": tuple(SuiteColumn(**column) for column in columns)}
+    return SuiteSpec(**known)
 
 
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from moe_retriever.evaluation.run_folders import best_possible, finished, read_m
 from moe_retriever.metrics import METRIC, METRIC_NAMES, METRICS, lower_is_better
 from moe_retriever.suites.answer import Compared, answer_markdown, forests, sentences
 from moe_retriever.suites.join import joined
-from moe_retriever.suites.published import origin_sentence, origin_title, published
+from moe_retriever.suites.published import origin_sentence, origin_title, published_rows
 from moe_retriever.suites.ranks import rank_table
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, cells_of, heading, number, with_sd, write
 from moe_retriever.suites.spec import BEST, REFERENCE, SuiteColumn, SuiteRow, SuiteSpec, add_suite_arguments, read_suite
@@ -117,11 +117,12 @@ def _scores(suite: SuiteSpec, number: int, filled: Filled) -> Iterator[dict[str,
     trained = [m for m in comparison.methods if m != BEST]
     lead = {m: comparison.best(m, trained) for m in filled.metrics}
     estimates = {metric: _estimates(suite, filled, metric) for metric in filled.metrics}
-    view = column.dataset, column.modalities, column.missingness
+    other = column.test or column.task or column.scheme
+    tables: list[str] = [] if other else [suite.published]
+    paper = published_rows(column.dataset, column.modalities, column.missingness, tables)
     for row in suite.every_row:
         for metric in filled.metrics:
-            other = column.test or column.task or column.scheme
-            printed = published("" if other else suite.published, *view, metric, row.published)
+            printed = paper.get(row.published, {}).get(metric)
             values = comparison.values(row.name, metric) if row.name in comparison.methods else []
             if printed is None and not values:
                 continue

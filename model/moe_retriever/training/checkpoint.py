@@ -28,6 +28,7 @@ from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.pickles import read_tensors
 from mrpipe.reading import reading
 from mrpipe.schema import Modality
+from mrpipe.store.content import data_identity
 from mrpipe.store.parquet import replacing
 from mrpipe.store.reader import Store
 from mrpipe.transforms.fit import Transforms
@@ -105,7 +106,9 @@ SCHEMA = _record(
     target={"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
     transforms="string",
     store_id="string",
-    origin=_record(**_ORIGIN, mask=["object", "null"], modalities={"type": "array", "items": {"required": ["name"]}}),
+    origin=_record(**_ORIGIN, mask=["object", "null"], modalities={"type": "array", "items": {"required": ["name"]}})
+    # Absent from runs of earlier versions.
+    | {"patternProperties": {r"\Adata_id\Z": {"type": "string"}}},
     reference=["object", "null"],
 )
 
@@ -192,7 +195,8 @@ class Origin:
         task, scheme: names of the task and of the split scheme.
         modalities: declared name, kind, stored shape, encoding and encoder of each modality, in bit order.
         mask: settings of the simulated missingness, or None.
-        mask_sha256: hash of the mask file, or "".
+        mask_sha256: hash of the masks and their settings (`mask_hash`), or "".
+        data_id: identity of the tables that the run read (`data_identity`), or "" if an earlier version trained it.
     """
 
     dataset: str
@@ -203,6 +207,13 @@ class Origin:
     modalities: tuple[dict[str, object], ...]
     mask: dict[str, object] | None = None
     mask_sha256: str = ""
+    data_id: str = ""
+
+    def is_of(self, store: Store) -> bool:
+        """Whether the run was trained on the tables of this store; other tables of the store may have changed since."""
+        names = [str(m["name"]) for m in self.modalities]
+        same = self.data_id and data_identity(store.manifest, names, self.task, self.scheme) == self.data_id
+        return bool(same) or store.store_id == self.store_id
 
     def require_same_kind(self, store: Store) -> None:
         """Require a store of the same dataset whose modalities have the same shapes and encoders.
@@ -244,7 +255,7 @@ def describe(modality: Modality) -> dict[str, object]:
 
 def require_training_store(origin: Origin, store: Store) -> None:
     """Raise a DataError unless `store` is the store that the run was trained on."""
-    if store.store_id != origin.store_id:
+    if not origin.is_of(store):
         file, expected = str(store.path), f"{origin.store_id}, the training store"
         fix = "To evaluate a run on another store, pass --name; to predict unlabelled samples, use `mrpipe predict`."
         raise DataError(Fault(file=file, column="store_id", expected=expected, found=store.store_id, fix=fix))

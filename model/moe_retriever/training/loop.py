@@ -38,9 +38,10 @@ from moe_retriever.training.predict import validate
 from mrpipe import keyed
 from mrpipe.codehash import code_hash
 from mrpipe.errors import UsageError
-from mrpipe.experiment.missingness import read_masks
+from mrpipe.experiment.missingness import mask_hash, read_masks
 from mrpipe.raw import sha256
 from mrpipe.reading import read_json
+from mrpipe.store.content import data_identity
 from mrpipe.store.parquet import replacing, write_frame, write_text
 from mrpipe.store.reader import Store
 from mrpipe.store.splits import PARTS
@@ -111,7 +112,8 @@ def origin_of(job: Job, data: Data) -> Origin:
         scheme=job.scheme or store.manifest.default_scheme,
         modalities=tuple(describe(declared[m.name]) for m in data.spec.modalities),
         mask=mask,
-        mask_sha256="" if job.mask_file is None else sha256(job.mask_file),
+        mask_sha256="" if job.mask_file is None else mask_hash(job.mask_file),
+        data_id=data_identity(store.manifest, data.spec.names, store.task(job.task).name, job.scheme),
     )
 
 
@@ -169,7 +171,7 @@ def run_training(job: Job, data: Data | None = None) -> bool:
     mark = fingerprint(content, config)
     if not job.overwrite:
         if _finished(run, mark):
-            _keep_options(run, content)
+            _keep_options(run, content, origin)
             return False
         if not job.replace and (run / checkpoint.NAME).is_file():
             require_same(run / "config.json", content, "run")
@@ -248,6 +250,7 @@ def fingerprint(described: dict[str, object], config: AnyConfig) -> str:
     """Hash of everything that determines a trained model: options, data, initial weights and code."""
     weights, common = config.common.image_weights, vars(config.common)
     used = described | {"common": {name: value for name, value in common.items() if name not in EVALUATION}}
+    used |= {"data": {k: v for k, v in cast(dict[str, object], described.get("data", {})).items() if k != "store_id"}}
     parts = [json.dumps(used, sort_keys=True), _code_hash(config.method)]
     parts += [torch.__version__, sha256(Path(weights)) if weights and Path(weights).is_file() else ""]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
@@ -258,12 +261,13 @@ def _finished(run: Path, mark: str) -> bool:
     return path.is_file() and checkpoint.read(path)["fingerprint"] == mark
 
 
-def _keep_options(run: Path, described: Mapping[str, object]) -> None:
-    """Replace the options of the evaluation in a finished run, which do not affect the trained model."""
-    if read_json(run / "config.json").get("common") != described["common"]:
-        model = checkpoint.read(run / checkpoint.NAME)
+def _keep_options(run: Path, described: Mapping[str, object], origin: Origin) -> None:
+    """Replace what does not affect the model of a finished run: options of the evaluation, and the id of the store."""
+    if read_json(run / "config.json") != json.loads(json.dumps(described)):
         keys = ("method", "preset", "seed", "common", "options")
-        checkpoint.write(run / checkpoint.NAME, model | {"config": {key: described[key] for key in keys}})
+        model = checkpoint.read(run / checkpoint.NAME) | {"config": {key: described[key] for key in keys}}
+        model |= {"store_id": origin.store_id, "origin": json.dumps(vars(origin))}
+        checkpoint.write(run / checkpoint.NAME, model)
         write_text(run / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 

@@ -1,9 +1,8 @@
-"""Options of the ADNI reader: labels, visits, features and genotypes. Image options are inherited."""
+"""Options of the ADNI reader: labels, visits, features, genotypes and images."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.options import option
 
 LABEL_POLICIES = ("stable_dx", "baseline_dx", "latest_dx")
@@ -11,7 +10,7 @@ ROW_POLICIES = ("profile", "baseline", "latest_update", "latest_before_dx")
 
 
 @dataclass(frozen=True)
-class AdniOptions(ImageOptions):
+class AdniOptions:
     """How a LONI export becomes samples and features. Paths are absolute or relative to the export folder."""
 
     STEPS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -21,8 +20,8 @@ class AdniOptions(ImageOptions):
         "plasma_abeta plasma_nfl isoprostane": ("biospecimen",),
         "genotypes vcf_calls vcf_uncertainty vcf_r2 source_builds target_build chain reference": ("genomic",),
         "frequency_check off_reference chromosomes mind geno maf hwe merge": ("genomic",),
-        "image_route image_maps image_mask image_mask_sha256 image_mask_label image_scan image_date_column": ("image",),
-        "image_tries image_parts image_template image_gm_threshold": ("image",),
+        "image_route image_maps image_mask image_mask_label image_scan": ("image",),
+        "image_tries image_parts image_template": ("image",),
         "image_dtype image_downsample": ("image.ingest",),
         "image_registration image_brain image_smoothing_mm": ("image.prepare",),
         "image_min_overlap image_min_ncc image_timeout_min": ("image.prepare",),
@@ -105,3 +104,51 @@ class AdniOptions(ImageOptions):
         "missing calls then reveal the set). A SNP that is excluded in one set is excluded in all",
         choices=("intersection", "union"),
     )
+
+    image_route: str = option(
+        "auto",
+        "source of the images. maps: precomputed grey-matter maps; raw: T1-weighted scans, which mrpipe processes; "
+        "auto: maps, and raw scans for participants without a map",
+        choices=("auto", "maps", "raw"),
+    )
+    image_maps: str = option(
+        "", "precomputed maps: ADNI_G.npy, a CSV that lists NIfTI maps, or a RAVENS folder. Empty: search the export"
+    )
+    image_mask: str = option("", "NIfTI grey-matter mask on the grid of the maps. Empty: search the folder of the maps")
+    image_mask_label: int = option(150, "label of grey matter in the mask image (150 in label images made by MUSE)")
+    image_scan: str = option(
+        "earliest",
+        "scan to use if a participant has several: the earliest, the latest (as in the authors' code), or the one "
+        "nearest to the date of the visit",
+        choices=("earliest", "latest", "nearest"),
+    )
+    image_tries: int = option(2, "maximum number of scans tried per participant; if all fail, the image is missing")
+    image_dtype: str = option("float16", "data type of stored volumes", choices=("float16", "float32"))
+    image_downsample: int = option(
+        1, "edge of the cubes of voxels averaged before storing; 2 turns 2 mm voxels into 4 mm"
+    )
+    image_parts: int = option(
+        1, "number of parallel jobs for raw T1 scans; an interrupted job resumes at its next scan"
+    )
+    image_registration: str = option(
+        "quality",
+        "registration of raw T1 scans to the template. quality: SyN with mean squares (iterations 60, 20, 3); fast: "
+        "SyN with mutual information (iterations 40, 20, 0); affine: no deformation",
+        choices=("quality", "fast", "affine"),
+    )
+    image_brain: str = option(
+        "extract",
+        "extract: skull-strip raw T1 scans; stripped: the scans are already skull-stripped",
+        choices=("extract", "stripped"),
+    )
+    image_smoothing_mm: float = option(
+        2.0, "standard deviation in mm of the Gaussian filter applied to maps of raw T1 scans. 0: no smoothing"
+    )
+    image_template: str = option("", "skull-stripped T1 template (NIfTI) for raw T1 scans. Empty: MNI152 of nilearn")
+    image_min_overlap: float = option(0.8, "scans with a lower Dice overlap of registered brain and template fail")
+    image_min_ncc: float = option(
+        0.5,
+        "scans whose brain correlates less with the template after registration fail; with image_registration=affine, "
+        "0.6 times this value",
+    )
+    image_timeout_min: float = option(60.0, "time limit per raw T1 scan in minutes")

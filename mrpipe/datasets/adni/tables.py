@@ -21,8 +21,6 @@ QC_RID = 999999
 Kind = Literal["number", "code", "codes", "date", "year", "text", "assay"]
 Codes = tuple[tuple[str, str], ...]
 
-YES_NO: Codes = (("0", "no"), ("1", "yes"))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Field:

@@ -1,8 +1,7 @@
 """Enrico: 1,460 mobile UI screens in 20 design topics, each with a screenshot and a semantic wireframe."""
 
-from mrpipe.datasets.enrico import screenshot, wireframe
-from mrpipe.datasets.enrico.check import check_export
-from mrpipe.datasets.enrico.cohort import build_cohort
+from mrpipe.datasets.enrico import modalities
+from mrpipe.datasets.enrico.cohort import build_cohort, check_export
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.simulate.export import EnricoSimulation, simulate_export
 from mrpipe.datasets.enrico.tables import PROVIDER, TOPICS
@@ -20,8 +19,8 @@ DATASET = Dataset(
     options=EnricoOptions,
     simulation=EnricoSimulation,
     modalities={
-        "screenshot": ModalityReader(bit=0, description=screenshot.DESCRIPTION, read=screenshot.read_screenshots),
-        "wireframe": ModalityReader(bit=1, description=wireframe.DESCRIPTION, read=wireframe.read_wireframes),
+        "screenshot": ModalityReader(bit=0, description=modalities.SCREENSHOT, read=modalities.read_screenshots),
+        "wireframe": ModalityReader(bit=1, description=modalities.WIREFRAME, read=modalities.read_wireframes),
     },
     tasks=(
         Task(name="topic", kind="classification", classes=TOPICS, description="design topic of the screen, 20 classes"),

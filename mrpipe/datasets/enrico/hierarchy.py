@@ -129,17 +129,6 @@ def colour(component: Component, legend: Legend) -> tuple[int, int, int, int]:
     return red, green, blue, 255
 
 
-def _rectangles(hierarchy: Hierarchy, legend: Legend) -> list[tuple[Box, tuple[int, int, int, int]]]:
-    """Rectangles in painting order: for each component, the white frame and then the fill."""
-    painted: list[tuple[Box, tuple[int, int, int, int]]] = []
-    for component in hierarchy.components:
-        x0, y0, x1, y1 = component.bounds
-        if x1 > x0 and y1 > y0:
-            painted.append(((x0, y0, x1 + FRAME, y1 + FRAME), (255, 255, 255, 255)))
-            painted.append(((x0 + FRAME, y0 + FRAME, x1, y1), colour(component, legend)))
-    return painted
-
-
 @functools.lru_cache(maxsize=16)
 def _cumulative_mitchell(n_in: int, n_out: int) -> NDArray[np.float64]:
     """Cumulative Mitchell-Netravali filter weights (B = C = 1/3) for a downscaling, shape (n_out, n_in + 1).
@@ -177,7 +166,12 @@ def render(hierarchy: Hierarchy, legend: Legend, size: tuple[int, int]) -> Image
     The image is painted on the grid of all edges, which is exact and small, and downscaled from there: two small matrix
     products instead of a canvas of 3.7 million pixels.
     """
-    painted = _rectangles(hierarchy, legend)
+    painted: list[tuple[Box, tuple[int, int, int, int]]] = []
+    for component in hierarchy.components:
+        left, top, right, bottom = component.bounds
+        if right > left and bottom > top:
+            painted.append(((left, top, right + FRAME, bottom + FRAME), (255, 255, 255, 255)))
+            painted.append(((left + FRAME, top + FRAME, right, bottom), colour(component, legend)))
     width, height = hierarchy.canvas
     xs, ys = _edges(painted, 0, width), _edges(painted, 1, height)
     cells_YX4 = np.full((len(ys) - 1, len(xs) - 1, 4), 255.0)

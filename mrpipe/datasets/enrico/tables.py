@@ -81,10 +81,8 @@ def read_topics(raw: Path) -> pl.DataFrame:
     Raises:
         DataError: if the file, a column or all rows are missing, or for invalid or repeated ids and unknown topics.
     """
+    path = find_one(raw, [r"(?:.*/)?design_topics\.csv"], what="one topic per screen", fix=FETCH)
     faults = FaultCollector()
-    path = find_one(raw, [r"(?:.*/)?design_topics\.csv"], what="one topic per screen", fix=FETCH, faults=faults)
-    faults.raise_if_any()
-    assert path is not None
     topic, screen = pl.col("topic"), pl.col("screen_id")
     frame = read_csv(path, TOPIC_COLUMNS, numbered=True).with_columns(topic.str.to_lowercase().replace(TOPIC_ALIASES))
     _require(frame, ~screen.str.contains(r"^[0-9]+$"), path, "screen_id", *_PLAIN, faults)

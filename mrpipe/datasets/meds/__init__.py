@@ -1,12 +1,13 @@
 """MEDS: any dataset of the Medical Event Data Standard; a YAML declares samples, labels, modalities (docs/meds.md)."""
 
+import dataclasses
 from pathlib import Path
 
 from mrpipe.datasets.declared import declare
 from mrpipe.datasets.meds.cohort import build_cohort, check_export
 from mrpipe.datasets.meds.config import MedsConfig, MedsOptions, parse_meds, read_config
 from mrpipe.datasets.meds.features import MedsReader
-from mrpipe.datasets.meds.shards import SPLITS
+from mrpipe.datasets.meds.shards import ABOUT, CODES, SPLITS
 from mrpipe.datasets.meds.simulate import YAML, MedsSimulation, simulate_export
 from mrpipe.schema import Dataset, ModalityReader, Scheme
 
@@ -17,7 +18,9 @@ def _declared(config: MedsConfig, *, split: bool) -> Dataset:
         reader = ModalityReader(bit=r.bit, description=r.description, read=r, prepare=r.prepare)
         modalities[r.modality.name] = reader
     standard = Scheme(column="split", description=f"column split of {SPLITS}") if split else None
-    return declare(_BASE, tuple(label.task for label in config.labels), modalities, standard)
+    files = {"cohort": ("*", f"!{CODES}", f"!{ABOUT}"), **dict.fromkeys(modalities, ("*", f"!{SPLITS}", f"!{ABOUT}"))}
+    base = dataclasses.replace(_BASE, files=files)
+    return declare(base, tuple(label.task for label in config.labels), modalities, standard)
 
 
 def resolve(raw: Path, options: MedsOptions) -> Dataset:

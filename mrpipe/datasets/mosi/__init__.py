@@ -1,16 +1,22 @@
 """CMU-MOSI: 2,199 opinion segments of 93 video reviews with text, audio and vision (Zadeh et al., 2016)."""
 
-from mrpipe.datasets.mosi.check import check, modalities_of
-from mrpipe.datasets.mosi.cohort import cohort
+from collections.abc import Callable
+
+from mrpipe.datasets.mosi.cohort import check, cohort, modalities_of
 from mrpipe.datasets.mosi.corpora import MOSI, Corpus
 from mrpipe.datasets.mosi.options import MosiOptions, MosiSimulation
-from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, read_audio, read_text, read_vision
+from mrpipe.datasets.mosi.readers import BITS, DESCRIPTIONS, FrameReader, read_text
 from mrpipe.datasets.mosi.simulate.export import simulate
-from mrpipe.schema import Dataset, ModalityReader, Scheme
+from mrpipe.schema import Dataset, Features, ModalityReader, Scheme
+
+# Files of sound and of pictures by their published names, or in folders of features by clip.
+_NO_SOUND = ("!*covarep*.csd", "!*coavarep*.csd", "!*opensmile*.csd", "!audio/*.npy", "!acoustic/*.npy")
+_NO_PICTURES = ("!*facet*.csd", "!*openface*.csd", "!vision/*.npy", "!visual/*.npy", "!video/*.npy")
 
 
 def declare(corpus: Corpus) -> Dataset:
-    readers = {"text": read_text, "audio": read_audio, "vision": read_vision}
+    readers: dict[str, Callable[..., Features]] = {"text": read_text}
+    readers |= {"audio": FrameReader("audio"), "vision": FrameReader("vision")}
     return Dataset(
         **{k: getattr(corpus, k) for k in ("name", "title", "citation", "licence", "provider", "notes")},
         options=type("Options", (MosiOptions,), {"corpus": corpus}),
@@ -26,6 +32,11 @@ def declare(corpus: Corpus) -> Dataset:
         simulate=simulate,
         modalities_of=modalities_of,
         people=False,
+        files={
+            **dict.fromkeys(("cohort", "text"), ("*", *_NO_SOUND, *_NO_PICTURES)),
+            "audio": ("*", *_NO_PICTURES),
+            "vision": ("*", *_NO_SOUND),
+        },
         tiny={"n_videos": 12, "clips_per_video": 6.0},
     )
 

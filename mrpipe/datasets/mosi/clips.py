@@ -75,13 +75,8 @@ def read_folds(raw: Path, corpus: Corpus, faults: FaultCollector) -> tuple[Path 
     """Path of the SDK's fold file and its content as video → fold; the file is parsed, never executed."""
     what = "the standard folds of the SDK, three lists of video ids"
     patterns = [rf"(.*/)?{re.escape(corpus.fold_file)}", rf"(.*/)?cmu_{corpus.name}\.py"]
-    missing = FaultCollector()
-    path = find_one(raw, patterns, what=what, fix=GET_FOLDS, faults=missing)
-    if path is None:
-        found = missing.faults[0].found
-        faults.add(Fault(file=corpus.fold_file, expected=f"exactly one file ({what})", found=found, fix=GET_FOLDS))
-        return None, {}
-    return path, faults.attempt(parse_folds, path) or {}
+    path = faults.attempt(find_one, raw, patterns, what=what, fix=GET_FOLDS, shown_as=corpus.fold_file)
+    return path, (faults.attempt(parse_folds, path) if path else None) or {}
 
 
 def parse_folds(path: Path) -> dict[str, str]:

@@ -83,34 +83,31 @@ class RaggedBlock:
         return self.take(np.flatnonzero(total[self.offsets[1:]] > total[self.offsets[:-1]]))
 
     def features(self, name: str, bit: int, description: str, cohort: pl.DataFrame) -> Features:
-        """Modality table and dictionary of the clips in `cohort`, sorted by sample id."""
+        """Modality table and dictionary (counts are over steps) of the clips in `cohort`, sorted by sample id."""
         ids = cohort.sort("sample_id")["sample_id"].to_list()
         row_of = {s: i for i, s in enumerate(self.sample_id.tolist())}
         block = self.take(np.array([row_of[i] for i in ids if i in row_of], dtype=np.int64)).observed()
         kind: Kind = "vector" if self.offsets is None else "sequence"
         shape, encoder = (self.values.shape[1],), self.encoder
         modality = Modality(name=name, bit=bit, kind=kind, shape=shape, encoder=encoder, description=description)
-        return Features(modality=modality, batches=block.batches(modality), dictionary=block.dictionary(name))
 
-    def batches(self, modality: Modality) -> Iterator[pa.RecordBatch]:
-        """Record batches in `modality.arrow_schema()`."""
-        for start in range(0, len(self), BATCH_ROWS):
-            part = self.take(np.arange(start, min(start + BATCH_ROWS, len(self))))
-            lengths = None if part.offsets is None else part.lengths()
-            yield record_batch(modality, part.sample_id.tolist(), part.values, lengths)
+        def batches() -> Iterator[pa.RecordBatch]:
+            for start in range(0, len(block), BATCH_ROWS):
+                part = block.take(np.arange(start, min(start + BATCH_ROWS, len(block))))
+                lengths = None if part.offsets is None else part.lengths()
+                yield record_batch(modality, part.sample_id.tolist(), part.values, lengths)
 
-    def dictionary(self, modality: str) -> pl.DataFrame:
-        """Dictionary with `DICTIONARY_SCHEMA`; observed and missing values are counted over steps."""
-        d = self.values.shape[1]
         row = "clip" if self.offsets is None else "step"
         columns = {
             "name": self.names,
             "unit": "count" if self.kind == "count" else None,
             "kind": self.kind,
-            "description": f"{self.encoder or modality} feature, one value per {row}",
-            "source_column": self.columns * d if len(self.columns) == 1 else self.columns,
+            "description": f"{self.encoder or name} feature, one value per {row}",
+            "source_column": self.columns * shape[0] if len(self.columns) == 1 else self.columns,
         }
-        return dictionary_of(modality, self.file, columns, (~np.isnan(self.values)).sum(axis=0), len(self.values))
+        known = (~np.isnan(block.values)).sum(axis=0)
+        dictionary = dictionary_of(name, self.file, columns, known, len(block.values))
+        return Features(modality=modality, batches=batches(), dictionary=dictionary)
 
 
 def _gather(first: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

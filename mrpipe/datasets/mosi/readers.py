@@ -1,5 +1,6 @@
 """Readers of text, audio and vision; `MosiExport` hides the differences between the formats."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,24 @@ def read_text(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features
     return block.features("text", BITS["text"], DESCRIPTIONS["text"], cohort)
 
 
-def read_audio(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
-    """Acoustic features of each clip in the form `audio_form`.
+@dataclass(frozen=True)
+class FrameReader:
+    """Reads acoustic or visual features of each clip in the form `audio_form` or `vision_form`.
 
-    Source: a COVAREP or openSMILE sequence of a .csd export, `audio` of a pickle. Infinite values and all-zero frames
-    become NaN; clips without an observed value have no row.
+    Source: a COVAREP or openSMILE sequence of a .csd export for audio, FACET or OpenFace for vision; the entry of that
+    name of a pickle. Infinite values and all-zero frames become NaN; clips without an observed value have no row.
     """
-    return _read_frames("audio", options.audio_form, raw, cohort, options)
 
+    modality: str
 
-def read_vision(raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
-    """Visual features of each clip in the form `vision_form`: FACET or OpenFace of a .csd export, `vision` of a pickle.
-
-    Missing values are handled as in `read_audio`.
-    """
-    return _read_frames("vision", options.vision_form, raw, cohort, options)
+    def __call__(self, raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
+        export, name = open_export(raw, options), self.modality
+        if name not in export.modalities:
+            raise UsageError(f"the export has no {name}; its modalities are {', '.join(export.modalities)}")
+        stored = export.form(name, getattr(options, f"{name}_form"))
+        limit = options.max_frames if stored == "raw" else options.max_steps
+        block = export.frames(name, stored).last_steps(limit)
+        return block.features(name, BITS[name], DESCRIPTIONS[name], cohort)
 
 
 def _reads_vectors(export: MosiExport, options: MosiOptions) -> bool:
@@ -144,12 +148,3 @@ def _encoded(export: MosiExport, options: MosiOptions) -> RaggedBlock:
     source: dict[str, Any] = {"file": file, "columns": (column,), "kind": kind, "encoder": encoder_name}
     sample_id, names = np.array(ids, dtype=np.str_), feature_names(prefix, values.shape[1])
     return RaggedBlock(sample_id=sample_id, values=values, offsets=offsets, names=names, **source)
-
-
-def _read_frames(modality: str, form: str, raw: Path, cohort: pl.DataFrame, options: MosiOptions) -> Features:
-    export = open_export(raw, options)
-    if modality not in export.modalities:
-        raise UsageError(f"the export has no {modality}; its modalities are {', '.join(export.modalities)}")
-    stored = export.form(modality, form)
-    block = export.frames(modality, stored).last_steps(options.max_frames if stored == "raw" else options.max_steps)
-    return block.features(modality, BITS[modality], DESCRIPTIONS[modality], cohort)

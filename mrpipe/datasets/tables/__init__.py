@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mrpipe.datasets.declared import declare
+from mrpipe.datasets.declared import declare, pattern
 from mrpipe.datasets.features import dictionary_of
 from mrpipe.datasets.tables.check import check_export
 from mrpipe.datasets.tables.cohort import build_cohort
@@ -61,7 +61,7 @@ class TableReader:
         return Features(modality=modality, batches=vectors(modality, parsed.samples, x), dictionary=dictionary)
 
 
-def _declared(base: Dataset, config: TablesConfig) -> Dataset:
+def _declared(base: Dataset, config: TablesConfig, path: str = "tables.yaml") -> Dataset:
     tasks = tuple(Task(name=x.name, kind=x.kind, classes=x.classes, description=x.description) for x in config.labels)
     standard = None
     if split := config.split:
@@ -72,7 +72,11 @@ def _declared(base: Dataset, config: TablesConfig) -> Dataset:
         for bit, m in enumerate(config.modalities)
     }
     texts = {key: getattr(config, key) or getattr(base, key) for key in ("title", "citation", "licence", "provider")}
-    return declare(dataclasses.replace(base, **texts), tasks, readers, standard)
+    # Modalities of images and arrays, and those with precomputed vectors, read other files, too.
+    own = {m.name: {m.file} for m in config.modalities if not m.files and ":" not in m.encoder}
+    read = {"cohort": config.cohort_files, **own}
+    files = {step: (f"*{pattern(Path(path).name)}", *sorted(map(pattern, names))) for step, names in read.items()}
+    return declare(dataclasses.replace(base, **texts, files=files), tasks, readers, standard)
 
 
 def resolve(raw: Path, options: TablesOptions) -> Dataset:
@@ -81,7 +85,7 @@ def resolve(raw: Path, options: TablesOptions) -> Dataset:
     Raises:
         DataError: if there is no YAML, or it has errors.
     """
-    return _declared(_BASE, read_config(raw, options))
+    return _declared(_BASE, read_config(raw, options), options.config)
 
 
 _BASE = Dataset(

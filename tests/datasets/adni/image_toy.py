@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from mrpipe.datasets.adni import DATASET as ADNI
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.image import ImageSimulation
 from mrpipe.errors import FaultCollector
 from mrpipe.schema import Attrition, Checked, Cohort, Dataset, Scheme, Task
@@ -39,7 +39,7 @@ def cohort(frame: pl.DataFrame) -> pl.DataFrame:
 def toy_dataset(frame: pl.DataFrame) -> Dataset:
     """A dataset that has only the modality `image`."""
 
-    def make_cohort(raw: Path, options: ImageOptions) -> Cohort:
+    def make_cohort(raw: Path, options: AdniOptions) -> Cohort:
         samples = cohort(frame)
         classes = frame.select(
             sample_id="subject_id",
@@ -47,7 +47,7 @@ def toy_dataset(frame: pl.DataFrame) -> Dataset:
         )
         return Cohort(samples=samples, labels={"dx": classes}, attrition=Attrition(len(samples)).frame())
 
-    def check(raw: Path, options: ImageOptions) -> Checked:
+    def check(raw: Path, options: AdniOptions) -> Checked:
         faults = FaultCollector()
         found = check_images(raw, options, faults)
         faults.raise_if_any()
@@ -59,7 +59,7 @@ def toy_dataset(frame: pl.DataFrame) -> Dataset:
         citation="c",
         licence="l",
         provider="p",
-        options=ImageOptions,
+        options=AdniOptions,
         simulation=Simulation,
         modalities={"image": ADNI.modalities["image"]},
         tasks=(Task(name="dx", kind="classification", classes=("CN", "MCI", "AD")),),

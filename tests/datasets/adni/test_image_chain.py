@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni.image.join import read_images
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.qc import write_image_qc
 from mrpipe.datasets.adni.image.raw import prepare_images
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.t1 import ellipsoid_head, template_head
-from mrpipe.imaging.chain import PACKAGES, ChainSettings, match_quantiles
+from mrpipe.imaging.chain import PACKAGES, ChainSettings, match_quantiles, run_chain
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.nifti import write_nifti
 from mrpipe.imaging.template import mni_template
@@ -104,7 +104,7 @@ def test_raw_scans_are_read_end_to_end(tmp_path: Path) -> None:
         data, affine = template_head(generator(0, "chain", ptid), 0.08 * number, 2.0)
         write_nifti(folder / f"ADNI_{ptid}_MR_MPRAGE_S1_I{number}.nii.gz", data, affine)
     samples = pl.DataFrame({"sample_id": ids, "subject_id": ids})
-    options = ImageOptions(image_registration="affine", image_parts=2)
+    options = AdniOptions(image_registration="affine", image_parts=2)
     parts = [tmp_path / f"{k}-of-2.parquet" for k in range(2)]
     for k, part in enumerate(parts):
         prepare_images(tmp_path / "raw", samples, options, k, 2, part)
@@ -128,18 +128,10 @@ def test_raw_scans_are_read_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subject", ["1000", "1001"])
 def test_grey_matter_agrees_with_manual_segmentation(real_data_dir: Path, tmp_path: Path, subject: str) -> None:
     brain = real_data_dir / "brain"
-    settings = ChainSettings(registration="affine", brain="stripped", keep=True)
+    settings = ChainSettings(registration="affine", brain="stripped")
     templates = mni_template().write(tmp_path / "template")
-    done = process_scan(
-        brain / f"{subject}_SS.nii.gz",
-        subject,
-        templates,
-        settings,
-        tmp_path / "x.png",
-        timeout_s=1200,
-        keep_in=tmp_path / "keep",
-    )
-    ours = np.asarray(nib.load(tmp_path / "keep" / "gm.nii.gz").dataobj) > 0.5
+    done, volumes = run_chain(brain / f"{subject}_SS.nii.gz", subject, *templates, settings, tmp_path)
+    ours = volumes["grey"] > 0.5
     manual = np.asarray(nib.as_closest_canonical(nib.load(brain / f"{subject}_tissues.nii.gz")).dataobj) == 2
     assert 2 * (ours & manual).sum() / (ours.sum() + manual.sum()) > 0.80
     assert done.numbers["gm_ml"] == pytest.approx(manual.sum() / 1000, rel=0.12)

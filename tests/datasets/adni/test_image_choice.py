@@ -75,7 +75,7 @@ def test_scan_selection_against_brute_force(data: st.DataObject) -> None:
         },
         schema_overrides={"visit_date": pl.Date},
     )
-    chosen = ordered_scans(scans, samples, rule=rule, date_column="visit_date", tries=99)
+    chosen = ordered_scans(scans, samples, rule=rule, tries=99)
 
     def key(row: tuple) -> tuple:
         number, (rid, d, rank) = row

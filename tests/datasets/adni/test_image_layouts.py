@@ -17,10 +17,10 @@ from mrpipe.datasets.adni.image import join as image_join
 from mrpipe.datasets.adni.image import plan as image_plan
 from mrpipe.datasets.adni.image import raw as image_raw
 from mrpipe.datasets.adni.image.maps import open_maps
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images, plan_images
 from mrpipe.datasets.adni.image.raw import NUMBERS
 from mrpipe.datasets.adni.image.scans import find_scans
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import FaultCollector
 from mrpipe.imaging.chain import ChainResult
@@ -97,7 +97,7 @@ def test_other_images_are_reported_as_unused(file: str, tmp_path: Path) -> None:
     raw = put(tmp_path, file)
     assert found(raw) == []
     faults = FaultCollector()
-    unused = check_images(raw, ImageOptions(), faults).unused
+    unused = check_images(raw, AdniOptions(), faults).unused
     assert not faults.faults
     assert list(unused) == [
         f"1 images (e.g. {file.replace('002S0413', 'SSS_S_RRRR').replace('002_S_0413', 'SSS_S_RRRR')})"
@@ -143,7 +143,7 @@ def test_tables_of_bids_precede_the_name_of_the_session(tmp_path: Path) -> None:
     scans = f"filename\tacq_time\nanat/{Path(second).name}\t2006-11-21T10:00:00\n"
     (raw / "b/sub-ADNI002S0413/ses-M06/sub-ADNI002S0413_ses-M06_scans.tsv").write_text(scans)
     assert [row[1] for row in found(raw)] == [date(2006, 5, 20), date(2006, 11, 21)]
-    check = check_images(raw, ImageOptions(), FaultCollector())
+    check = check_images(raw, AdniOptions(), FaultCollector())
     assert sum(p.suffix == ".tsv" for p in check.groups["tables and sidecars of scans"]) == 2
     assert "0413" not in " ".join([*check.groups, *check.notes, *check.unused])
     assert any(n.startswith("images: raw T1 scans by layout: BIDS 2") for n in check.notes)
@@ -165,7 +165,7 @@ def test_participants_tsv_names_participants_and_must_agree(tmp_path: Path) -> N
     put(raw, BIDS.format("ses-20060502"))
     table.write_text("participant_id\talternative_id_1\nsub-ADNI002S0413\t003_S_0001\n")
     faults = FaultCollector()
-    check_images(raw, ImageOptions(), faults)
+    check_images(raw, AdniOptions(), faults)
     assert [f.column for f in faults.faults] == ["alternative_id_1"]
 
 
@@ -174,12 +174,12 @@ def test_of_two_scans_of_a_session_the_better_series_or_the_first_is_used(tmp_pa
     raw = put(tmp_path, run.format(1), sidecar={"SeriesDescription": "MP-RAGE REPEAT"})
     put(raw, run.format(2), sidecar={"SeriesDescription": "MP-RAGE"})
     samples = pl.DataFrame({"sample_id": ["002_S_0413"], "subject_id": ["002_S_0413"]})
-    assert plan_images(raw, samples, ImageOptions()).raw_scans["file"].to_list() == [run.format(2), run.format(1)]
-    check = check_images(raw, ImageOptions(), FaultCollector())
+    assert plan_images(raw, samples, AdniOptions()).raw_scans["file"].to_list() == [run.format(2), run.format(1)]
+    check = check_images(raw, AdniOptions(), FaultCollector())
     assert "on 1 days, participants have several" in " ".join(check.notes)
     for path in raw.rglob("*.json"):
         path.unlink()
-    assert plan_images(raw, samples, ImageOptions()).raw_scans["file"].to_list() == [run.format(1), run.format(2)]
+    assert plan_images(raw, samples, AdniOptions()).raw_scans["file"].to_list() == [run.format(1), run.format(2)]
 
 
 def test_a_review_names_scans_of_one_name_by_their_paths(tmp_path: Path) -> None:
@@ -188,16 +188,16 @@ def test_a_review_names_scans_of_one_name_by_their_paths(tmp_path: Path) -> None
     review = raw / "image_review.csv"
     review.write_text(f"image_id,decision\n{folders[0]}/T1.nii,drop\n")
     samples = pl.DataFrame({"sample_id": ["002_S_0413"], "subject_id": ["002_S_0413"]})
-    assert plan_images(raw, samples, ImageOptions()).raw_scans["decision"].to_list() == ["drop", None]
+    assert plan_images(raw, samples, AdniOptions()).raw_scans["decision"].to_list() == ["drop", None]
     review.write_text("image_id,decision\nT1.nii,drop\n")
     faults = FaultCollector()
-    check_images(raw, ImageOptions(), faults)
+    check_images(raw, AdniOptions(), faults)
     assert [f.expected for f in faults.faults] == ["an image of the export"]
 
 
 def test_sessions_of_unknown_participants_are_counted(tmp_path: Path) -> None:
     raw = put(tmp_path, BIDS.format("ses-20060502"), BIDS.format("ses-20060502").replace("002S0413", "003S0001"))
-    check = check_images(raw, ImageOptions(), FaultCollector())
+    check = check_images(raw, AdniOptions(), FaultCollector())
     samples = pl.DataFrame({"sample_id": ["002_S_0413"], "subject_id": ["002_S_0413"]})
     assert check.observed(samples).to_list() == ["002_S_0413"]
     assert "images: 1 of 2 participants with images have no sample" in check.notes
@@ -216,7 +216,7 @@ def mean_map(scan: Path, shown_as: str, templates: Path, settings: object, pictu
 
 
 def test_bids_and_ida_give_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = Template(t1=GRID.mask.astype(np.float32), grid=GRID, source="toy")
+    template = Template(t1=GRID.mask.astype(np.float32), grid=GRID)
     monkeypatch.setattr(image_raw, "process_scan", mean_map)
     monkeypatch.setattr(image_raw, "require_imaging", lambda: None)
     for module in (image_raw, image_join):
@@ -226,7 +226,7 @@ def test_bids_and_ida_give_the_same_store(tmp_path: Path, monkeypatch: pytest.Mo
     for layout in ("ida", "bids"):
         settings = Simulation(image_raw=40, image_max_scans=2, image_t1_mm=16.0, image_layout=layout)
         simulate_images(tmp_path / layout, people, settings)
-        plans[layout] = plan_images(tmp_path / layout, cohort(people), ImageOptions()).raw_scans
+        plans[layout] = plan_images(tmp_path / layout, cohort(people), AdniOptions()).raw_scans
         build(toy_dataset(people), tmp_path / layout, tmp_path / f"{layout}.store", {})
     columns = ["sample_id", "attempt", "date", "rank"]
     assert plans["bids"].select(columns).equals(plans["ida"].select(columns))
@@ -269,7 +269,7 @@ def nested(tmp_path: Path, name: str, scale: float) -> tuple[Path, Path]:
 def test_maps_under_other_names_give_the_same_vectors(name: str, scale: float, tmp_path: Path) -> None:
     raw, other = nested(tmp_path, name, scale)
     faults = FaultCollector()
-    a, b = (open_maps(folder, ImageOptions(), faults) for folder in (raw, other))
+    a, b = (open_maps(folder, AdniOptions(), faults) for folder in (raw, other))
     assert a is not None
     assert b is not None, [str(f) for f in faults.faults]
     keys = ["ptid", "date"]
@@ -277,11 +277,9 @@ def test_maps_under_other_names_give_the_same_vectors(name: str, scale: float, t
     assert first.select(keys).equals(second.select(keys))
     assert first["date"].null_count() == 0
     for one, two in zip(first.iter_rows(named=True), second.iter_rows(named=True), strict=True):
-        np.testing.assert_allclose(
-            a.load(one["file"], one["image_id"]), b.load(two["file"], two["image_id"]), rtol=1e-5
-        )
+        np.testing.assert_allclose(a.load(one["file"]), b.load(two["file"]), rtol=1e-5)
     assert len(find_scans(other, faults)) == 0
-    check = check_images(other, ImageOptions(), faults)
+    check = check_images(other, AdniOptions(), faults)
     assert not check.unused
     assert [len(files) for label, files in check.groups.items() if label.endswith("/*.nii.gz")] == [len(b.scans)]
 
@@ -290,7 +288,7 @@ def test_maps_of_cat12_without_a_mask_are_an_error(tmp_path: Path) -> None:
     path = put(tmp_path, "mri/mwp1ADNI_002_S_0413_MR_MPRAGE_20060502101530_I1.nii") / "mri"
     write_nifti(next(path.iterdir()), GRID.mask.astype(np.float32), GRID.affine)
     faults = FaultCollector()
-    check_images(tmp_path, ImageOptions(), faults)
+    check_images(tmp_path, AdniOptions(), faults)
     assert [f.file for f in faults.faults] == ["image mask"]
 
 
@@ -310,7 +308,7 @@ def test_an_unsorted_folder_uses_every_layout_and_names_the_rest(tmp_path: Path)
         ("dcm2niix", date(2008, 5, 2)),
         ("folders of IDA", date(2006, 5, 2)),
     ]
-    check = check_images(raw, ImageOptions(), FaultCollector())
+    check = check_images(raw, AdniOptions(), FaultCollector())
     assert sorted(check.unused.values()) == [
         "derived from scans; list grey-matter maps in maps.csv",
         "no T1 scan by its name or path, or the path has no PTID (docs/raw-formats.md lists the layouts)",

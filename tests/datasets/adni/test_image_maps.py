@@ -13,11 +13,11 @@ import pytest
 
 import mrpipe
 from mrpipe.datasets.adni.image.join import read_images
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.raw import prepare_images
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
-from mrpipe.errors import DataError, FaultCollector, UsageError
+from mrpipe.errors import DataError, FaultCollector
 from mrpipe.stages.build import build
 from tests.datasets.adni.image_toy import Simulation, cohort, subjects, toy_dataset
 
@@ -31,7 +31,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(raw: Path, samples: pl.DataFrame, work: Path, **options) -> tuple[dict[str, np.ndarray], pl.DataFrame]:
     """Volumes by sample ID, and the table of attempts."""
-    chosen = ImageOptions(**options)
+    chosen = AdniOptions(**options)
     work.mkdir(parents=True, exist_ok=True)
     part = work / "0-of-1.parquet"
     prepare_images(raw, samples, chosen, 0, 1, part)
@@ -52,11 +52,6 @@ def rows_of(raw: Path) -> tuple[np.ndarray, list[tuple[str, date]]]:
         *ptid, day = line.split("_")
         parsed.append(("_".join(ptid), date.fromisoformat(day)))
     return np.load(raw / "image" / "ADNI_G.npy"), parsed
-
-
-def test_nearest_requires_the_date_column(export: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'visit_date'"):
-        read(export, cohort(subjects()), tmp_path, image_scan="nearest")
 
 
 # --- stacked maps
@@ -170,7 +165,7 @@ def test_a_misaligned_damaged_or_missing_map_affects_only_its_participant(tmp_pa
         assert sum(expected in r for r in reasons) == 1
     assert not any("_S_" in r for r in reasons)
     faults = FaultCollector()
-    found = check_images(tmp_path / "raw", ImageOptions(), faults)
+    found = check_images(tmp_path / "raw", AdniOptions(), faults)
     assert [len(g) for g in found.groups.values()] == [5]
 
 
@@ -225,12 +220,12 @@ def test_review_file_drops_and_keeps_maps(tmp_path: Path) -> None:
     assert scans.filter(status="failed").select("sample_id", "reason", "detail").rows() == [
         (ptids[3], "dropped in image_review.csv", "motion")
     ]
-    found = check_images(raw, ImageOptions(), FaultCollector())
+    found = check_images(raw, AdniOptions(), FaultCollector())
     assert review in found.files
     assert any("drops 1 and accepts 1 scans" in n for n in found.notes)
     review.write_text(f"file,decision\nI99999,drop\n{lines[3]},maybe\n{lines[4]},keep\n{lines[4]},drop\n")
     faults = FaultCollector()
-    check_images(raw, ImageOptions(), faults)
+    check_images(raw, AdniOptions(), faults)
     assert [(f.line, f.found) for f in faults.faults] == [
         (2, "another value"),
         (3, "another value"),
@@ -239,7 +234,7 @@ def test_review_file_drops_and_keeps_maps(tmp_path: Path) -> None:
 
 
 def test_check_counts_participants_with_images_but_without_a_sample(export: Path) -> None:
-    found = check_images(export, ImageOptions(), FaultCollector())
+    found = check_images(export, AdniOptions(), FaultCollector())
     few = cohort(subjects()).head(5)
     known = few.with_columns(pl.col("sample_id", "subject_id").str.to_lowercase())
     assert set(found.observed(known)) == {i.lower() for i in few["sample_id"]} & {

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images, has_images
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.image import simulate_images
 from mrpipe.errors import FaultCollector
 from mrpipe.imaging.nifti import write_nifti
@@ -108,22 +108,22 @@ def test_check_reports_inconsistent_files(export: Path, tmp_path: Path, edit, ex
     shutil.copytree(export, raw)
     edit(raw / "image")
     faults = FaultCollector()
-    check_images(raw, ImageOptions(), faults)
+    check_images(raw, AdniOptions(), faults)
     assert any(expected in str(f) for f in faults.faults), [str(f) for f in faults.faults]
     assert all("image/" in f.file or "mask" in f.file for f in faults.faults)
 
 
-def test_all_errors_are_reported_at_once_and_the_mask_checksum_is_verified(export: Path, tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(export: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(export, raw)
     edit_missing_lines(raw / "image")
     edit_line(raw / "image")
     faults = FaultCollector()
-    check_images(raw, ImageOptions(image_mask_sha256="0" * 64), faults)
-    assert len(faults.faults) == 3
+    check_images(raw, AdniOptions(), faults)
+    assert len(faults.faults) == 2
     mask = next((export / "image").glob("*averagetemplate*"))
     faults = FaultCollector()
-    found = check_images(export, ImageOptions(image_mask_sha256=sha256(mask).upper()), faults)
+    found = check_images(export, AdniOptions(), faults)
     assert not faults.faults
     assert {p.name for p in found.files} == {"ADNI_G.npy", "ADNI_subj.txt", mask.name}
 
@@ -133,17 +133,17 @@ def test_checksum_of_an_external_mask_is_noted(export: Path, tmp_path: Path) -> 
     shutil.copytree(export, raw)
     shutil.move(next((raw / "image").glob("*averagetemplate*")), mask)
     faults = FaultCollector()
-    found = check_images(raw, ImageOptions(image_mask=str(mask)), faults)
+    found = check_images(raw, AdniOptions(image_mask=str(mask)), faults)
     assert not faults.faults
     assert mask not in found.files
     assert any(sha256(mask) in n and str(tmp_path) not in n for n in found.notes)
 
 
 def test_image_route_and_detection_of_images(export: Path, tmp_path: Path) -> None:
-    assert has_images(export, ImageOptions())
-    assert not has_images(export, ImageOptions(image_route="raw"))
-    assert not has_images(tmp_path, ImageOptions())
+    assert has_images(export, AdniOptions())
+    assert not has_images(export, AdniOptions(image_route="raw"))
+    assert not has_images(tmp_path, AdniOptions())
     for route in ("maps", "raw"):
         faults = FaultCollector()
-        check_images(tmp_path, ImageOptions(image_route=route), faults)
+        check_images(tmp_path, AdniOptions(image_route=route), faults)
         assert len(faults.faults) == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mrpipe.errors import DataError
+from mrpipe.imaging import nifti
 from mrpipe.imaging.grid import VoxelGrid, read_grid
 from mrpipe.imaging.nifti import on_grid, read_scan, write_nifti
 from mrpipe.imaging.template import user_template
@@ -235,9 +236,11 @@ def test_real_files_with_unusual_headers_are_read_or_rejected(real_data_dir: Pat
 
 
 @pytest.mark.real_data
-def test_real_big_endian_file_is_read_if_small_images_are_allowed(real_data_dir: Path) -> None:
+def test_real_big_endian_file_is_read_if_small_images_are_allowed(real_data_dir: Path, monkeypatch) -> None:
+    monkeypatch.setattr(nifti, "MIN_EXTENT_MM", 40)
+    monkeypatch.setattr(nifti, "MIN_VOXELS", 16)
     path = real_data_dir / "brain" / "odd_headers" / "anatomical.nii"
-    scan = read_scan(path, "anatomical", min_extent_mm=40, min_voxels=16)
+    scan = read_scan(path, "anatomical")
     assert "big-endian" in scan.notes
     assert scan.data.shape == (33, 41, 25)
     left = nib.load(path)

@@ -19,10 +19,10 @@ from PIL import Image
 from mrpipe.datasets.adni.image import plan as image_plan
 from mrpipe.datasets.adni.image import raw as image_raw
 from mrpipe.datasets.adni.image.join import read_images
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images
-from mrpipe.datasets.adni.image.raw import NUMBERS, part_of, prepare_images
+from mrpipe.datasets.adni.image.raw import NUMBERS, part_of
 from mrpipe.datasets.adni.image.scans import find_scans
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.adni.simulate.image import simulate_images, simulated_grid
 from mrpipe.errors import DataError, FaultCollector, MissingExtraError, MrpipeError, UsageError
 from mrpipe.imaging import chain
@@ -34,7 +34,7 @@ from mrpipe.imaging.worker import OUT_OF_TIME
 from tests.datasets.adni.image_toy import Simulation, cohort
 
 GRID, _ = simulated_grid((14, 16, 14))
-TEMPLATE = Template(t1=np.where(GRID.mask, 1.0, 0.0).astype(np.float32), grid=GRID, source="toy")
+TEMPLATE = Template(t1=np.where(GRID.mask, 1.0, 0.0).astype(np.float32), grid=GRID)
 
 
 def subjects(n: int) -> pl.DataFrame:
@@ -81,9 +81,16 @@ def toy_template(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_plan, "require_imaging", lambda: None)
 
 
+def prepare_images(*arguments, process) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_raw, "process_scan", process)
+        patch.setattr(image_raw, "require_imaging", lambda: None)
+        image_raw.prepare_images(*arguments)
+
+
 def run(raw: Path, samples: pl.DataFrame, work: Path, process, n_parts: int = 1, **options):
     """Prepare all parts; returns volumes by sample ID, the table of attempts, and the features."""
-    chosen = ImageOptions(image_parts=n_parts, **options)
+    chosen = AdniOptions(image_parts=n_parts, **options)
     work.mkdir(parents=True, exist_ok=True)
     parts = [work / f"{k}-of-{n_parts}.parquet" for k in range(n_parts)]
     for k, part in enumerate(parts):
@@ -131,7 +138,7 @@ def test_the_next_scan_is_tried_after_a_failure(export: Path, tmp_path: Path) ->
 
 
 def test_a_killed_job_resumes_at_the_next_scan_with_identical_output(export: Path, tmp_path: Path) -> None:
-    samples, options = cohort(subjects(6)), ImageOptions()
+    samples, options = cohort(subjects(6)), AdniOptions()
     whole = Chain()
     (tmp_path / "whole").mkdir()
     prepare_images(export, samples, options, 0, 1, tmp_path / "whole" / "0-of-1.parquet", process=whole)
@@ -158,7 +165,7 @@ def test_cached_scans_are_reused_only_if_their_inputs_are_unchanged(export: Path
 
     def calls(**options) -> list[str]:
         process = Chain()
-        prepare_images(raw, samples, ImageOptions(**options), 0, 1, out, process=process)
+        prepare_images(raw, samples, AdniOptions(**options), 0, 1, out, process=process)
         return process.calls
 
     first = calls()
@@ -182,7 +189,7 @@ def test_timed_out_scans_are_retried_if_the_limit_was_raised(export: Path, tmp_p
 
     def prepare(minutes: float) -> list[float]:
         times.clear()
-        options = ImageOptions(image_timeout_min=minutes, image_tries=1)
+        options = AdniOptions(image_timeout_min=minutes, image_tries=1)
         prepare_images(export, cohort(subjects(6)), options, 0, 1, tmp_path / "0-of-1.parquet", process=hang)
         return times.copy()
 
@@ -249,7 +256,7 @@ def test_low_correlation_with_the_template_fails(export: Path, tmp_path: Path) -
         ("affine", np.nan, "failed"),
     ):
         part = tmp_path / f"{registration}.parquet"
-        options = ImageOptions(image_registration=registration)
+        options = AdniOptions(image_registration=registration)
         shutil.rmtree(part.with_suffix(""), ignore_errors=True)
         prepare_images(export, cohort(subjects(6)), options, 0, 1, part, process=Chain(ncc=ncc))
         frame = pl.read_parquet(part).filter(pl.col("ncc").is_not_null())
@@ -257,7 +264,7 @@ def test_low_correlation_with_the_template_fails(export: Path, tmp_path: Path) -
 
 
 def test_a_failed_registration_reports_its_overlap(export: Path, tmp_path: Path) -> None:
-    samples, chosen = cohort(subjects(6)), ImageOptions()
+    samples, chosen = cohort(subjects(6)), AdniOptions()
     part = tmp_path / "0-of-1.parquet"
     prepare_images(export, samples, chosen, 0, 1, part, process=Chain(overlap=0.713))
     frame = pl.read_parquet(part)
@@ -273,20 +280,20 @@ def test_parts_prepared_with_another_mask_are_rejected(
 
     samples = cohort(subjects(6))
     part = tmp_path / "0-of-1.parquet"
-    prepare_images(export, samples, ImageOptions(), 0, 1, part, process=Chain())
+    prepare_images(export, samples, AdniOptions(), 0, 1, part, process=Chain())
     other = dataclasses.replace(TEMPLATE, grid=dataclasses.replace(GRID, mask=~GRID.mask))
     monkeypatch.setattr(image_read, "open_template", lambda *a: other)
     with pytest.raises(UsageError, match="a different mask"):
-        list(read_images(export, samples, ImageOptions(), [part]).batches)
+        list(read_images(export, samples, AdniOptions(), [part]).batches)
 
 
 def test_parts_prepared_for_another_cohort_are_rejected(export: Path, tmp_path: Path) -> None:
     few, all_of_them = cohort(subjects(6)).head(3), cohort(subjects(6))
     part = tmp_path / "0-of-1.parquet"
     for prepared, read in ((few, all_of_them), (all_of_them, few)):
-        prepare_images(export, prepared, ImageOptions(), 0, 1, part, process=Chain())
+        prepare_images(export, prepared, AdniOptions(), 0, 1, part, process=Chain())
         with pytest.raises(UsageError, match="a different cohort"):
-            read_images(export, read, ImageOptions(), [part])
+            read_images(export, read, AdniOptions(), [part])
 
 
 def test_maps_take_precedence_over_raw_scans(tmp_path: Path) -> None:
@@ -309,7 +316,7 @@ def test_maps_take_precedence_over_raw_scans(tmp_path: Path) -> None:
 
 def test_check_groups_scans_and_requires_the_imaging_extra(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = FaultCollector()
-    found = check_images(export, ImageOptions(), faults)
+    found = check_images(export, AdniOptions(), faults)
     assert not faults.faults
     assert [p.name for p in found.files] == ["idaSearch.csv"]
     assert list(found.groups) == ["ADNI/**/*.nii"]
@@ -319,14 +326,14 @@ def test_check_groups_scans_and_requires_the_imaging_extra(export: Path, monkeyp
 
     monkeypatch.setattr(image_plan, "require_imaging", missing)
     with pytest.raises(MissingExtraError, match=r"mrpipe\[imaging\]"):
-        check_images(export, ImageOptions(), FaultCollector())
-    check_images(export, ImageOptions(image_route="maps"), faults)
+        check_images(export, AdniOptions(), FaultCollector())
+    check_images(export, AdniOptions(image_route="maps"), faults)
     assert len(faults.faults) == 1
 
 
 def test_check_reports_missing_mask_and_template_of_raw_scans(export: Path) -> None:
     faults = FaultCollector()
-    check_images(export, ImageOptions(image_mask="no_mask.nii", image_template="no_template.nii"), faults)
+    check_images(export, AdniOptions(image_mask="no_mask.nii", image_template="no_template.nii"), faults)
     assert sorted(f.file for f in faults.faults) == ["no_mask.nii", "no_template.nii"]
 
 
@@ -341,6 +348,6 @@ def test_a_dicom_series_fails_with_its_reason(tmp_path: Path) -> None:
         (tmp_path / f"ADNI_002_S_0413_MR_MPRAGE_Br_20060502101530123_{k}_S1_I7.dcm").write_bytes(b"DICM")
     samples = pl.DataFrame({"sample_id": ["002_S_0413"], "subject_id": ["002_S_0413"]})
     part = tmp_path / "0-of-1.parquet"
-    prepare_images(tmp_path, samples, ImageOptions(), 0, 1, part, process=Chain())
+    prepare_images(tmp_path, samples, AdniOptions(), 0, 1, part, process=Chain())
     assert "dcm2niix" in pl.read_parquet(part)["reason"].item()
-    assert any("DICOM" in n for n in check_images(tmp_path, ImageOptions(), FaultCollector()).notes)
+    assert any("DICOM" in n for n in check_images(tmp_path, AdniOptions(), FaultCollector()).notes)

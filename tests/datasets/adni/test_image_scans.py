@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mrpipe.datasets.adni.image import plan as image_plan
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.scans import find_scans, t1_rank
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import FaultCollector
 
 
@@ -132,7 +132,7 @@ def test_an_image_in_the_folder_of_another_participant_is_an_error(tmp_path: Pat
     (tmp_path / "ADNI_002_S_0413_MR_MPRAGE_S1_I7.nii").write_bytes(b"")
     (tmp_path / "search.csv").write_text(SEARCH + '"7","003_S_0001","","","","","MRI","MPRAGE","","5/2/2006","",""\n')
     faults = FaultCollector()
-    check_images(tmp_path, ImageOptions(), faults)
+    check_images(tmp_path, AdniOptions(), faults)
     assert [f.column for f in faults.faults] == ["Subject"]
 
 

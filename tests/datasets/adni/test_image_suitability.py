@@ -159,7 +159,7 @@ def test_spoilt_versions_of_a_real_head_are_refused_before_registration(real_dat
     templates = mni_template().write(tmp_path / "template")
     for name, reason in NAMED.items():
         nib.save(spoilt.SPOILT[name](base), tmp_path / "scan.nii")
-        with pytest.raises(ScanFailedError, match=f"^expected {reason}"):
+        with pytest.raises(ScanFailedError, match=f"^unusable image, expected {reason}"):
             process_scan(tmp_path / "scan.nii", "x", templates, ChainSettings(), tmp_path / "x.png", timeout_s=600)
     stripped = real_data_dir / "brain" / "1000_SS.nii.gz"
     with pytest.raises(ScanFailedError, match="image_brain=stripped"):

@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.tables import YES_NO
 from tests.datasets.adni.adni_toy import one
 
 
@@ -22,7 +21,7 @@ def test_minus_four_and_minus_one_are_missing_in_every_phase() -> None:
 
 
 def test_codes_are_normalised() -> None:
-    assert one(values.level_of("x", YES_NO), "1", "01", " 1 ", "1.0", "0", "00", "2", "x") == [
+    assert one(values.level_of("x", (("0", "no"), ("1", "yes"))), "1", "01", " 1 ", "1.0", "0", "00", "2", "x") == [
         1,
         1,
         1,

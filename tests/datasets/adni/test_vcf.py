@@ -17,9 +17,9 @@ from mrpipe.datasets.adni import DATASET
 from mrpipe.datasets.adni.genomic import check as genomic_check
 from mrpipe.datasets.adni.genomic import plink as plink
 from mrpipe.datasets.adni.genomic.inputs import find_sets
+from mrpipe.datasets.adni.genomic.plink import open_vcf
 from mrpipe.datasets.adni.genomic.reader import assemble, read_genomic
 from mrpipe.datasets.adni.genomic.strand import position_keys
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, FaultCollector, MissingExtraError
 from mrpipe.genetics.packing import bed_rows, unpack_range

@@ -211,7 +211,8 @@ def test_an_export_in_a_folder_of_its_own_is_found(raw: Path, tmp_path: Path) ->
     (tmp_path / "paper.pdf").write_bytes(b"%PDF")
     options = EnricoOptions(image_size=(64, 32))
     assert build_cohort(raw, options).samples.equals(build_cohort(tmp_path, options).samples)
-    assert list(read(tmp_path, "wireframe", options)) == list(read(raw, "wireframe", options))
+    for modality in DATASET.modalities:
+        assert list(read(tmp_path, modality, options)) == list(read(raw, modality, options))
     checked, expected = (DATASET.check(folder, options) for folder in (tmp_path, raw))
     assert (len(checked.files), checked.unused) == (len(expected.files), expected.unused)
 

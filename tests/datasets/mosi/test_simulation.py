@@ -37,13 +37,11 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 def large() -> tuple:
     """About four thousand simulated clips, without writing files."""
     options = MosiSimulation(n_videos=200, clips_per_video=20.0, oddities=False)
-    latent, video, number, videos, folds = simulation._clips(options)
-    world, counts = simulation._speech(options, latent, video, number, videos, folds)
-    return options, latent, world, counts
+    return options, *simulation._speech(options, simulation._clips(options))
 
 
 def test_labels_have_the_published_proportions(large: tuple) -> None:
-    _, _, world, _ = large
+    _, world, _ = large
     scores = world.scores
     n = len(scores)
     # 1,023 / 96 / 1,080 of 2,199; clips of a speaker are correlated, which increases the variance of the proportions.
@@ -56,11 +54,11 @@ def test_labels_have_the_published_proportions(large: tuple) -> None:
 
 
 def test_the_truth_is_calibrated_and_every_modality_adds_information(large: tuple) -> None:
-    options, latent, world, counts = large
+    options, world, counts = large
     positive = world.scores[world.scores != 0] > 0
     loss = {}
     for subset in (("text",), ("audio",), ("vision",), ("text", "audio"), ("audio", "vision"), MODALITIES):
-        p = simulation.p_positive(options, latent.odd, world.base, counts, subset)[world.scores != 0]
+        p = simulation.p_positive(options, world.odd, world.base, counts, subset)[world.scores != 0]
         for low in np.arange(0.0, 1.0, 0.2):
             inside = (p >= low) & (p < low + 0.2)
             if inside.sum() > 200:

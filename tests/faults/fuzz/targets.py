@@ -14,12 +14,12 @@ import yaml
 from mrpipe.cli.main import command_parser, find_command
 from mrpipe.datasets.adni.genomic import plink
 from mrpipe.datasets.adni.genomic.lift import ChainFile
+from mrpipe.datasets.adni.genomic.plink import open_vcf
 from mrpipe.datasets.adni.genomic.strand import read_reference
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.image.join import read_images
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import check_images
 from mrpipe.datasets.adni.image.raw import prepare_images
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import FaultCollector
 from mrpipe.genetics.vcf import Conversion
 from mrpipe.imaging.nifti import read_scan
@@ -118,7 +118,7 @@ def _plink(folder: Path, scratch: Path) -> None:
 
 def _maps(folder: Path, scratch: Path) -> None:
     faults = FaultCollector()
-    options = ImageOptions(image_route="maps")
+    options = AdniOptions(image_route="maps")
     check_images(folder, options, faults)
     faults.raise_if_any()
     part = scratch / "0-of-1.parquet"

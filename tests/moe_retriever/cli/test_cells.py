@@ -1,6 +1,7 @@
 """`mrpipe cells`: several runs in one process, of which only what is missing is made."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from moe_retriever.cli import cells as module
 from moe_retriever.evaluation import evaluate
-from mrpipe import Store
+from moe_retriever.training import checkpoint
+from mrpipe import Store, open_store
 from mrpipe.cli.main import main
+from mrpipe.experiment.missingness import Missingness, write_masks
 from mrpipe.locks import writing
+from tests.stores import manifest_of, reseal
 
 OPTIONS = ("epochs=2", "hidden=16", "tokens=2", "heads=2", "encoder_hidden=8", "cnn_width=0.03", "lr=0.001")
 FILES = ("model.pt", "metrics.json", "metrics.csv", "predictions.parquet")
@@ -80,11 +85,78 @@ def test_only_what_is_missing_or_changed_is_made(
     evaluated = {f"attention_mask/{name}" for name in FILES[1:]} | {f"complete/{name}" for name in FILES[1:]}
     assert changed(before, state(cells)) == evaluated | {f"majority/{name}" for name in FILES}
 
+    # A default that is written out trains nothing; the evaluation follows the text of the request.
+    before = state(cells)
+    cells[0]["train"] = [*cells[0]["train"], "dropout=0.5"]
+    assert complete(cells, out) == 0
+    assert changed(before, state(cells)) == evaluated
+
     # Another seed is trained, and nothing else.
     before = state(cells)
     cells.append({**cells[1], "run": str(tmp_path / "seed1"), "train": [*cells[1]["train"], "--seed", "1"]})
     assert complete(cells, out) == 0
     assert changed(before, state(cells)) == {f"seed1/{name}" for name in FILES}
+
+
+def described(store: Path, name: str, text: str) -> None:
+    """Seal a store again with another description of a modality, as if its table had changed."""
+    modalities = [
+        m | {"description": text if m["name"] == name else m["description"]} for m in manifest_of(store)["modalities"]
+    ]
+    reseal(store, {"modalities": modalities, "options": {"checksums": text}})
+    module._opened.cache_clear()
+    module._LOADED.clear()
+
+
+def test_a_store_that_is_sealed_again_trains_only_the_runs_that_read_a_changed_table(
+    cells: list[dict[str, Any]], store: Store, tmp_path: Path
+) -> None:
+    own, mask, out = (
+        Path(shutil.copytree(store.path, tmp_path / "store")),
+        tmp_path / "mask.parquet",
+        tmp_path / "out.json",
+    )
+    view = ("table", "series")
+    text = json.dumps(cells[:1]).replace(str(store.path), str(own)).replace(cells[0]["train"][5], str(mask))
+    requested = json.loads(text)
+    requested[0]["train"] += ["--modalities", *view]
+    write_masks(open_store(own), Missingness(modalities=view), mask)
+    assert complete(requested, out) == 0
+    before, run = state(requested), tmp_path / "attention_mask"
+
+    # Another modality and the options: the result names the store as it is now, and its mask is the same file.
+    described(own, "image", "other")
+    write_masks(open_store(own), Missingness(modalities=view), tmp_path / "again.parquet")
+    assert (tmp_path / "again.parquet").read_bytes() == mask.read_bytes()
+    assert complete(requested, out) == 0
+    assert changed(before, state(requested)) == {"attention_mask/metrics.json", "complete/metrics.json"}
+    for name in ("", "tests/complete"):
+        metrics = json.loads((run / name / "metrics.json").read_text())
+        ids = {metrics["store_id"], (metrics["test"] or metrics)["store_id"]}
+        assert ids == {open_store(own).store_id}
+    named = state(requested)
+    assert complete(requested, out) == 0
+    assert state(requested) == named
+
+    # A new protocol evaluates the trained model, and the run can be evaluated by hand.
+    requested[0]["tests"]["patterns"] = ["--store", str(own), "--name", "patterns", "--patterns"]
+    trained = (run / "history.parquet").stat().st_mtime_ns
+    assert complete(requested, out) == 0
+    assert main(["evaluate", "--run", str(run), "--store", str(own), "--quiet"]) == 0
+    assert (run / "history.parquet").stat().st_mtime_ns == trained
+
+    # A run of an earlier version knows the id of its store only.
+    model = checkpoint.read(run / "model.pt")
+    origin = {key: value for key, value in json.loads(str(model["origin"])).items() if key != "data_id"}
+    checkpoint.write(run / "model.pt", model | {"origin": json.dumps(origin)})
+    assert main(["evaluate", "--run", str(run), "--store", str(own), "--quiet"]) == 0
+    checkpoint.write(run / "model.pt", model)
+
+    described(own, "table", "other")
+    assert main(["evaluate", "--run", str(run), "--store", str(own), "--quiet"]) == 3
+    write_masks(open_store(own), Missingness(modalities=view), mask)
+    assert complete(requested, out) == 0
+    assert (run / "history.parquet").stat().st_mtime_ns != trained
 
 
 def test_an_option_of_the_evaluation_trains_nothing(cells: list[dict[str, Any]], tmp_path: Path) -> None:

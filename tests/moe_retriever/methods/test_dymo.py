@@ -344,6 +344,6 @@ def test_the_bank_limits_the_samples_of_the_prototypes(monkeypatch: pytest.Monke
 
 
 def test_invalid_options_are_refused() -> None:
-    for options in ({"subsets": 0}, {"bank": -1}, {"prototypes": -1.0}):
-        with pytest.raises(UsageError, match="subsets ≥ 1"):
-            made(**options)
+    for name, value, least in (("subsets", 0, 1), ("bank", -1, 0), ("prototypes", -1.0, 0)):
+        with pytest.raises(UsageError, match=f"dymo: option {name}={value} must be at least {least}"):
+            made(**{name: value})

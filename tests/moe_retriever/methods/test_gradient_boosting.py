@@ -126,9 +126,15 @@ def test_a_class_without_training_samples_is_never_predicted() -> None:
 
 
 def test_options_out_of_range_are_rejected() -> None:
-    for options in ({"trials": 0}, {"setting": 108}, {"setting": -2}, {"rounds": 0}):
-        with pytest.raises(UsageError, match="setting between -1 and 107"):
-            synthetic.config("gradient_boosting", **options)
+    setting = "at least -1 and at most 107"
+    for name, value, words in (
+        ("setting", 108, setting),
+        ("setting", -2, setting),
+        ("rounds", 0, "1"),
+        ("trials", 0, "1"),
+    ):
+        with pytest.raises(UsageError, match=f"option {name}={value} must be .*{words}"):
+            synthetic.config("gradient_boosting", **{name: value})
 
 
 def test_more_trials_only_add_settings_to_a_fixed_list() -> None:

@@ -12,8 +12,7 @@ from moe_retriever.config import Common
 from moe_retriever.data.event_table import EventTable, corrupt_events
 from moe_retriever.data.tables import ModalitySpec
 from moe_retriever.nn.dropout import Noise
-from moe_retriever.nn.encoders import build_encoders
-from moe_retriever.nn.event_encoder import EventRecurrent
+from moe_retriever.nn.encoders import EventRecurrent, build_encoders
 from mrpipe.experiment.missingness import Missingness
 from mrpipe.schema import Modality
 from mrpipe.store.reader import Arrays

@@ -19,11 +19,11 @@ from PIL import Image
 
 from moe_retriever.metrics import METRIC
 from moe_retriever.report import benchmarks, cautions
-from moe_retriever.report.dictionary import MAX_ROWS, summarise
 from moe_retriever.report.experiments import _by_group, _cell, _digits
 from moe_retriever.report.methods_text import methods_text
 from moe_retriever.report.quality import describe_quality
 from moe_retriever.report.runs import ReportedRun, read_run
+from moe_retriever.report.stores import DICTIONARY_ROWS, summarise
 from mrpipe import Store
 from mrpipe.cli.main import main
 from mrpipe.datasets.adni.image.raw import SCAN_SCHEMA
@@ -93,7 +93,7 @@ def test_a_large_dictionary_is_truncated() -> None:
     letters = np.array(list("abcdefghij"))
     spelled = ["".join(letters[list(map(int, str(i)))]) for i in range(20_000)]
     (entry,) = summarise(frame([feature(name) for name in spelled]))
-    assert len(entry["rows"]) == MAX_ROWS < entry["n_rows"] == 20_000
+    assert len(entry["rows"]) == DICTIONARY_ROWS < entry["n_rows"] == 20_000
 
 
 # Jobs.

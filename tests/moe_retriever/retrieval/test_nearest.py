@@ -212,9 +212,9 @@ def test_embeddings_are_renewed_and_features_are_read_once() -> None:
 
 
 def test_wrong_options_are_errors() -> None:
-    for options in ({"nearest_k": 0}, {"nearest_temperature": -1.0}):
-        with pytest.raises(UsageError, match="nearest_k must be at least 1"):
-            near(CASES["all patterns"], **options)
+    for name, value in (("nearest_k", 0), ("nearest_temperature", -1.0)):
+        with pytest.raises(UsageError, match=f"{name}={value} must be at least"):
+            near(CASES["all patterns"], **{name: value})
 
 
 # Uniform draws carry no information about the sample beyond its mask.

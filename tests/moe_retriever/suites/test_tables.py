@@ -18,7 +18,7 @@ from moe_retriever.evaluation.intervals import Estimate
 from moe_retriever.evaluation.paired import limited
 from moe_retriever.evaluation.run_folders import SCHEMA, best_possible, write_results
 from moe_retriever.metrics import METRIC
-from moe_retriever.suites.published import FILE, METRICS, published, published_table, short
+from moe_retriever.suites.published import FILE, METRICS, published_rows, published_table, short
 from moe_retriever.suites.render import Cell, Line, Page, PageTable, html, latex, markdown
 from moe_retriever.suites.spec import BEST, parse_suite, read_suite
 from moe_retriever.suites.tables import _DIFFERENCE, _MEAN, _named, write_tables
@@ -469,11 +469,11 @@ def test_every_published_value_is_found_by_our_names() -> None:
         dataset = names[row["dataset"]]
         view = [letters[dataset][letter] for letter in row["modalities"].split("+")]
         mask = None if row["drop"] == "natural" else {"mechanism": "mcar", "p": float(row["drop"])}
-        found = published(row["table"], dataset, view[::-1], mask, ours[row["metric"]], row["method"])
+        found = published_rows(dataset, view[::-1], mask, [row["table"]])[row["method"]][ours[row["metric"]]]
         assert found is not None
         assert (found.mean, found.std) == (row["mean"], row["std"])
         assert short(dataset, view) == row["modalities"]
-    assert published("table1", "tables", ["a"], None, "accuracy", "MUSE") is None
+    assert published_rows("tables", ["a"], None, ["table1"]) == {}
     assert short("tables", ["a", "b"]) == "a+b"
 
 

@@ -67,10 +67,6 @@ class TabularModel(Method[O_co]):
         for name in self.kept:
             self.register_buffer(name, torch.zeros(0))
 
-    @property
-    def device(self) -> torch.device:
-        return self.get_buffer(self.kept[0]).device
-
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> object:
         for name in self.kept:
             setattr(self, name, torch.empty_like(state_dict[name], device=self.device))

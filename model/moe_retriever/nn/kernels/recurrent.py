@@ -8,7 +8,7 @@ Legend: S steps of all sequences (time-major, longest sequence first), B sequenc
 sequences have a step t. The gates are in torch's order: reset, update, new; input, forget, cell, output.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,7 @@ def last_state(rnn: nn.RNNBase, x: PackedSequence) -> Tensor:
 
 def _blocks(sizes: list[int]) -> list[tuple[int, int]]:
     """Start and end of the packed rows of every step."""
-    edges = [0]
-    for n in sizes:
-        edges.append(edges[-1] + n)
-    return list(pairwise(edges))
+    return list(pairwise(accumulate(sizes, initial=0)))
 
 
 def _input_gradients(ctx: KernelContext, x: Tensor, w_in: Tensor, d_in: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:

@@ -57,14 +57,8 @@ def vector_modality(
     x = observed.select(pl.col(n).cast(pl.Float32).fill_null(np.nan) for n in names).to_numpy()
     modality = Modality(name=name, bit=bit, kind="vector", shape=(len(names),), description=description)
     batch = record_batch(modality, observed["sample_id"].to_list(), x)
-    columns = {
-        "name": names,
-        "unit": [f.unit for f in declared],
-        "kind": ["categorical" if f.levels else "numeric" for f in declared],
-        "levels": [list(f.levels) if f.levels else None for f in declared],
-        "description": [f.description for f in declared],
-        "source_file": [f.source_file for f in declared],
-        "source_column": [f.source_column for f in declared],
-    }
+    columns = {k: [getattr(f, k) for f in declared] for k in Feature.__dataclass_fields__}
+    columns["kind"] = ["categorical" if levels else "numeric" for levels in columns["levels"]]
+    columns["levels"] = [list(levels) or None for levels in columns["levels"]]
     dictionary = dictionary_of(name, "", columns, (~np.isnan(x)).sum(axis=0), len(x))
     return Features(modality=modality, batches=[batch], dictionary=dictionary)

@@ -13,7 +13,7 @@ import polars as pl
 from mrpipe.datasets.adni.export import AdniExport
 from mrpipe.datasets.adni.forms import medications as drugs
 from mrpipe.datasets.adni.forms.features import Feature, features
-from mrpipe.datasets.adni.forms.rows import eligible, latest
+from mrpipe.datasets.adni.forms.rows import pick
 from mrpipe.datasets.adni.tables import LoniTable
 
 # Categorical columns with at least this many levels are dropped, as in the authors' scripts.
@@ -50,8 +50,7 @@ def paper_features(
         # `timed` has the same rows in the same order; both exclude the quality-control rows.
         keys = timed.select("rid", "month", "rank", "date", "when", "stamp", "row")
         keyed = pl.concat([keys, frame.select(names)], how="horizontal")
-        chosen = latest(eligible(keyed, cohort, policy), names)
-        values = cohort.select("rid").join(chosen, on="rid", how="left", maintain_order="left")
+        values = pick(keyed, cohort, policy, names)
         for name in names:
             column, levels = _typed(values[name])
             if column is None:

@@ -73,10 +73,8 @@ def pick(
             the others, of which the last edit takes precedence.
         whole: take all fields from one record (see `latest`).
     """
-    people = cohort.select("rid")
-    chosen = people.join(latest(eligible(frame, cohort, policy), fields, whole=whole), on="rid", how="left")
+    chosen = latest(eligible(frame, cohort, policy), fields, whole=whole)
     if static:
         other = latest(eligible(frame, cohort, "latest_update"), fields)
-        chosen = chosen.join(other, on="rid", how="left", suffix=".other")
-        chosen = chosen.select("rid", *(pl.coalesce(f, f"{f}.other") for f in fields))
-    return people.join(chosen, on="rid", how="left", maintain_order="left")
+        chosen = other.update(chosen, on="rid", how="full")
+    return cohort.select("rid").join(chosen, on="rid", how="left", maintain_order="left")

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.genomic.lift import LENGTHS, ChainFile, chromosome_length
-from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set
+from mrpipe.datasets.adni.genomic.plink import PlinkSet, open_set, open_vcf
 from mrpipe.datasets.adni.genomic.strand import KnownSnps
-from mrpipe.datasets.adni.genomic.vcf import open_vcf
 from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
 from mrpipe.forms import recognise
@@ -53,21 +52,16 @@ class GenomicInputs:
     files: tuple[Path, ...]
 
 
-def resolve(raw: Path, path: str) -> Path:
-    """Resolve a path option: absolute, or relative to the export folder."""
-    return Path(path) if Path(path).is_absolute() else raw / path
-
-
 def find_sets(raw: Path, options: AdniOptions) -> list[tuple[str, list[Path]]]:
     """Names and files of the sets: a .bed, or VCF files that differ in the chromosome only; ADNI's sets first."""
-    folder = resolve(raw, options.genotypes) if options.genotypes else raw
+    folder = raw / options.genotypes
     sets: dict[tuple[Path, str], tuple[str, list[Path]]] = {}
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if not (ending := _ENDING.search(path.name)) or not path.is_file():
             continue
         name, pattern = path.name[: ending.start()], path.name
         if ending[0].lower() != ".bed":
-            if path == resolve(raw, options.reference) or "sites" in name:
+            if path == raw / options.reference or "sites" in name:
                 continue
             if chunk := _CHUNK.search(name):
                 pattern = f"{name[: chunk.start()]}*{name[chunk.end() :]}{ending[0]}"
@@ -110,7 +104,7 @@ def source_build(name: str, patterns: Sequence[str]) -> str | None:
 def _one(raw: Path, option: str, patterns: Sequence[str], kind: str, faults: FaultCollector) -> Path | None:
     """The file given by an option, or the only match in the export. A missing or ambiguous file adds an error."""
     if option:
-        path = resolve(raw, option)
+        path = raw / option
         if not path.is_file():
             faults.add(Fault(file=shown(raw, path), expected=kind, found="no such file"))
             return None
@@ -164,7 +158,7 @@ def open_inputs(raw: Path, options: AdniOptions, scratch: Path, *, calls: bool =
     faults = FaultCollector()
     found_sets = find_sets(raw, options)
     if not found_sets:
-        where, folder = options.genotypes or raw.name, resolve(raw, options.genotypes)
+        where, folder = options.genotypes or raw.name, raw / options.genotypes
         forms = {f.advice for p in folder.rglob("*") if (f := recognise(p)) and "genotypes" in f.name}
         fix = " ".join([*sorted(forms), f"Download them from LONI: {MENU}."])
         faults.add(Fault(file=where, expected="PLINK sets (.bed, .bim, .fam) or VCF", found="none", fix=fix))

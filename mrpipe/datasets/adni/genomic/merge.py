@@ -109,10 +109,7 @@ def missing_calls(
 def batches(
     sample_ids: Sequence[str], packed: NDArray[np.uint8], schema: pa.Schema, *, rows: int = 64
 ) -> Iterator[pa.RecordBatch]:
-    """Wrap the packed rows as record batches of the modality table without copying them."""
-    n_bytes = packed.shape[1]
+    """The packed rows as record batches of the modality table."""
     for start in range(0, len(sample_ids), rows):
-        block = np.ascontiguousarray(packed[start : start + rows])
-        offsets = np.arange(len(block) + 1, dtype=np.int32) * n_bytes
-        x = pa.BinaryArray.from_buffers(pa.binary(), len(block), [None, pa.py_buffer(offsets), pa.py_buffer(block)])
+        x = pa.array([row.tobytes() for row in packed[start : start + rows]], pa.binary())
         yield pa.RecordBatch.from_arrays([pa.array(sample_ids[start : start + rows], pa.string()), x], schema=schema)

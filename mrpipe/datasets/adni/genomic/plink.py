@@ -1,21 +1,27 @@
-"""Read PLINK sets (.bim, .fam, .bed), count calls on packed bits, and write small sets.
+"""Read PLINK sets (.bim, .fam, .bed) and VCF files, count calls on packed bits, and write small sets.
 
 Only the requested blocks of a .bed are in memory. It has one row per SNP and four people per byte, lowest bits first:
 00 two copies of A1, 01 not called, 10 one copy, 11 no copy.
 """
 
+import importlib.util
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mrpipe.budget import in_child
+from mrpipe.datasets.adni.genomic.lift import build_of
 from mrpipe.delimited import decode
-from mrpipe.errors import Fault, FaultCollector, cell
+from mrpipe.errors import DataError, Fault, FaultCollector, MissingExtraError, cell
 from mrpipe.genetics.chromosomes import ALIASES, POSITION_LIMIT
 from mrpipe.genetics.packing import byte_table, pack, unpack_range
+from mrpipe.genetics.vcf import DAMAGED, Conversion
 from mrpipe.reading import reading
 from mrpipe.store.parquet import replacing
 
@@ -52,7 +58,7 @@ class PlinkSet:
     Attributes:
         fam: `fid, iid, father, mother, sex`.
         bim: `chrom` (1 … 22, X, Y, XY, MT), `id`, `pos` (Int64), `a1`, `a2`.
-        vcf: converted VCF files (`vcf.open_vcf`), with `note` on records that are not used.
+        vcf: converted VCF files (`open_vcf`), with `note` on records that are not used.
         dropped: positions (`position_keys`) of SNPs of these files that are not in the set.
         build: genome build, if the files name it.
     """
@@ -154,6 +160,37 @@ def open_set(bed: Path, *, shown_as: str | None = None) -> PlinkSet:
         faults.add(Fault(file=shown, expected=expected, found=f"{size} bytes", fix=fix))
     faults.raise_if_any()
     return PlinkSet(bed.stem, bed, fam.select("fid", "iid", "father", "mother", "sex"), typed)
+
+
+def open_vcf(files: Sequence[Path], prefix: Path, conversion: Conversion, names: Sequence[str] = ()) -> PlinkSet:
+    """Convert the biallelic SNPs of VCF or BCF files to a PLINK set: one file, or files of different chromosomes.
+
+    A1 is ALT. Sites with several ALT, in one record or in several, and SNPs below the thresholds are left out.
+
+    Args:
+        prefix: path of the .bed, .bim and .fam without the ending; its name is that of the set.
+        names: names of the files in errors; default: without folder.
+
+    Raises:
+        DataError: a file is damaged or not sorted, or lacks GT and DS; or the files differ in people or genome build.
+        MissingExtraError: cyvcf2 is not installed.
+    """
+    if importlib.util.find_spec("cyvcf2") is None:
+        raise MissingExtraError("cyvcf2", "genotypes", "reading VCF and BCF files")
+    names = list(names or (f.name for f in files))
+    job: dict[str, Any] = {"files": [str(f) for f in files], "names": names, "prefix": str(prefix)}
+    job["settings"] = asdict(conversion)
+    stored = sum(f.stat().st_size for f in files)
+    fault = Fault(file=", ".join(names), expected="a valid VCF", found="", fix=DAMAGED)
+    result = json.loads(in_child("mrpipe.genetics.vcf", job, stored, fault))
+    builds = {b: name for name, pairs in zip(names, result["lengths"], strict=True) if (b := build_of(pairs))}
+    if len(builds) > 1:
+        found = ", ".join(f"{name} in {build}" for build, name in builds.items())
+        raise DataError(Fault(file=names[0], column="contig", expected="files in one build", found=found))
+    plink = open_set(prefix.with_name(f"{prefix.name}.bed"))
+    dropped = np.load(prefix.with_name(f"{prefix.name}.npy"))
+    origin = {"vcf": tuple(files), "note": result["note"], "build": next(iter(builds), None)}
+    return replace(plink, dropped=dropped, **origin)
 
 
 def _words(block: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -41,9 +41,8 @@ def exact_hwe(het: NDArray[np.int64], hom1: NDArray[np.int64], hom2: NDArray[np.
     Given the allele counts, the p-value is the total probability of all heterozygote counts that are at most as likely
     as the observed one.
     """
-    out = np.ones(len(het))
     if not len(het):
-        return out
+        return np.ones(0)
     counts = np.stack([het, np.minimum(hom1, hom2), np.maximum(hom1, hom2)])
     triples, inverse = np.unique(counts, axis=1, return_inverse=True)
     p_values = np.ones(triples.shape[1])
@@ -62,8 +61,7 @@ def exact_hwe(het: NDArray[np.int64], hom1: NDArray[np.int64], hom2: NDArray[np.
         p = np.exp(log_p)
         observed = np.take_along_axis(p, ((h - n_rare % 2) // 2)[:, None], axis=1)
         p_values[chunk] = (p * (p <= observed * (1 + 1e-9))).sum(axis=1) / p.sum(axis=1)
-    out[:] = p_values[inverse.ravel()]
-    return np.minimum(out, 1.0)
+    return np.minimum(p_values[inverse.ravel()], 1.0)
 
 
 def _hwe_fails(counts: NDArray[np.int64], threshold: float) -> NDArray[np.bool_]:

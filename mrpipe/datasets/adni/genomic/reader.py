@@ -180,27 +180,21 @@ def choose_people(
         Per participant the pair (set, row in its .fam) or None; and by RID the reason why a participant with genotypes
         is excluded.
     """
-    calls_of: dict[int, list[tuple[float, int, int]]] = {}
-    cohort_rids = set(rids)
-    excluded: dict[int, str] = {}
+    every = []
     for s, (panel, prepared) in enumerate(zip(panels, sets, strict=True)):
-        in_set = rids_of(prepared.plink.fam).to_list()
-        n_snps = int((panel.row >= 0).sum())
-        for person, number in enumerate(in_set):
-            if number in cohort_rids and not prepared.qc.people[person]:
-                excluded[int(number)] = TOO_FEW_CALLS
-            elif number in cohort_rids:
-                n_called = n_snps * (1 - float(prepared.qc.missing_of[person]) / max(prepared.n_considered, 1))
-                calls_of.setdefault(int(number), []).append((-n_called, s, person))
-    chosen: list[tuple[int, int] | None] = []
-    for rid in rids:
-        copies = [(s, person) for _, s, person in sorted(calls_of.get(rid, []))]
-        place = copies[0] if copies else None
-        for s, person in copies[1:]:
-            if concordance(panels[copies[0][0]], copies[0][1], panels[s], person) < MIN_CONCORDANCE:
-                excluded[rid], place = DISCORDANT, None
-        chosen.append(place)
-    return chosen, {r: why for r, why in excluded.items() if r not in calls_of or why == DISCORDANT}
+        called = (panel.row >= 0).sum() * (1 - prepared.qc.missing_of / max(prepared.n_considered, 1))
+        people = {"rid": rids_of(prepared.plink.fam), "kept": prepared.qc.people, "called": called}
+        every.append(pl.DataFrame(people).with_row_index("person").with_columns(set=pl.lit(s)))
+    records = pl.concat(every).filter(pl.col("rid").is_in(rids))
+    places: dict[int, list[tuple[int, int]]] = {}
+    best_first = records.filter("kept").sort(-pl.col("called"), "set", "person")
+    for rid, s, person in best_first.select("rid", "set", "person").iter_rows():
+        places.setdefault(rid, []).append((s, person))
+    excluded = dict.fromkeys(set(records["rid"]) - places.keys(), TOO_FEW_CALLS)
+    for rid, [(a, i), *others] in places.items():
+        if any(concordance(panels[a], i, panels[b], j) < MIN_CONCORDANCE for b, j in others):
+            excluded[rid] = DISCORDANT
+    return [None if r in excluded or r not in places else places[r][0] for r in rids], excluded
 
 
 def assemble(

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.image.maps import Maps
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
 from mrpipe.datasets.adni.image.raw import GRID_KEY, SCAN_SCHEMA
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.errors import DataError, Fault, UsageError
 from mrpipe.imaging.chain import SCALE
@@ -44,7 +44,7 @@ def _likeness(maps: Maps) -> Callable[[NDArray[np.float32]], float]:
     reference = []
     for scan in maps.scans.gather_every(max(1, len(maps.scans) // 50)).iter_rows(named=True):
         with contextlib.suppress(ScanFailedError):
-            reference.append(maps.load(scan["file"], scan["image_id"]))
+            reference.append(maps.load(scan["file"]))
     if len(reference) < 3:
         return lambda vector: 1.0
     mean = np.mean(reference, axis=0)
@@ -61,7 +61,7 @@ def _from_maps(maps: Maps, scans: pl.DataFrame, attempts: list[dict[str, Any]]) 
             try:
                 if scan["decision"] == "drop":
                     raise ScanFailedError(DROPPED, scan["why"] or "")
-                vector = maps.load(scan["file"], scan["image_id"])
+                vector = maps.load(scan["file"])
                 if scan["decision"] != "keep" and (found := likeness(vector)) < LEAST_LIKENESS:
                     raise ScanFailedError("the map does not resemble the others: flipped or misplaced", f"{found:.2f}")
             except ScanFailedError as error:
@@ -90,7 +90,7 @@ def _from_parts(parts: Sequence[Path], grid: VoxelGrid, attempts: list[dict[str,
                     yield row["sample_id"], voxels.values.to_numpy()
 
 
-def read_images(raw: Path, samples: pl.DataFrame, options: ImageOptions, parts: Sequence[Path]) -> Features:
+def read_images(raw: Path, samples: pl.DataFrame, options: AdniOptions, parts: Sequence[Path]) -> Features:
     """Read one volume per sample: a precomputed map, or the map computed from a raw scan.
 
     Volume modality (D, H, W), float16 or float32, in 1/1000 of a voxel's volume, cropped to the bounding box of the

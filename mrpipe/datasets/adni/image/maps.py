@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from mrpipe.datasets.adni.files import shown
 from mrpipe.datasets.adni.forms import values
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import MODULATED, PTID, find_scans, images_below, rid_of, scan_of
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.delimited import decode, line_of
 from mrpipe.errors import DataError, Fault, FaultCollector, StorageError
 from mrpipe.imaging.chain import SCALE
@@ -42,7 +42,7 @@ class Maps:
     Attributes:
         grid: grid and mask of the maps.
         scans: `ptid, rid, date, rank, image_id, file`, one row per map.
-        load: (file, image_id) → voxel vector, float32 (n_voxels,); raises `ScanFailedError`.
+        load: file → voxel vector, float32 (n_voxels,); raises `ScanFailedError`.
         files: files listed in the inventory.
         folder: folder that the inventory lists as one entry.
         source: source name in the dictionary.
@@ -51,29 +51,25 @@ class Maps:
 
     grid: VoxelGrid
     scans: pl.DataFrame
-    load: Callable[[str, str], NDArray[np.float32]]
+    load: Callable[[str], NDArray[np.float32]]
     files: tuple[Path, ...]
     folder: Path | None
     source: str
     notes: tuple[str, ...] = ()
 
 
-def _named(raw: Path, name: str) -> list[Path]:
-    return sorted(p for p in raw.rglob("*") if p.name.lower() == name.lower() and p.is_file())
-
-
-def locate_maps(raw: Path, options: ImageOptions) -> Path | None:
+def locate_maps(raw: Path, options: AdniOptions) -> Path | None:
     """Path of `ADNI_G.npy`, maps.csv or the folder with all maps, from the option or by searching the export."""
     if options.image_maps:
         return raw / options.image_maps
     for name in (STACK, MANIFEST):
-        if found := _named(raw, name):
-            return found[0]
+        if found := [p for p in raw.rglob("*") if p.name.lower() == name.lower() and p.is_file()]:
+            return min(found)
     folders = [p.parent for p in images_below(raw) if scan_of(p.name)]
     return Path(os.path.commonpath(folders)) if folders else None
 
 
-def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | None:
+def find_mask(raw: Path, options: AdniOptions, folder: Path | None) -> Path | None:
     """The mask given by the option, or the only NIfTI file with a name typical of masks in the folder of the maps, or
     in the folder above it."""
     if options.image_mask:
@@ -85,27 +81,21 @@ def find_mask(raw: Path, options: ImageOptions, folder: Path | None) -> Path | N
     return None
 
 
-def open_mask(raw: Path, path: Path | None, options: ImageOptions, faults: FaultCollector) -> VoxelGrid | None:
-    """Read the grid of a mask and verify its checksum. If it is missing or invalid, add an error and return None."""
+def open_mask(raw: Path, path: Path | None, options: AdniOptions, faults: FaultCollector) -> VoxelGrid | None:
+    """Read the grid of a mask. If it is missing or invalid, add an error and return None."""
     if path is None or not path.is_file():
         expected = "the NIfTI mask of the maps (e.g. BLSA_SPGR+MPRAGE_averagetemplate_muse_seg_DS222.nii.gz)"
         found = "no such file" if options.image_mask else "none or several in the folder of the maps"
         fix, file = "Set its path with --set image_mask=PATH.", options.image_mask or "image mask"
         faults.add(Fault(file=file, expected=expected, found=found, fix=fix))
         return None
-    shown_as = shown(raw, path)
-    if options.image_mask_sha256 and (found := sha256(path)) != options.image_mask_sha256.lower():
-        faults.add(Fault(file=shown_as, expected=f"the mask with SHA-256 {options.image_mask_sha256}", found=found))
-        return None
-    return faults.attempt(read_grid, path, shown_as, label=options.image_mask_label)
+    return faults.attempt(read_grid, path, shown(raw, path), label=options.image_mask_label)
 
 
-def _scan_frame(ptid: list[str], date: list[str | None], image_id: list[str], file: list[str]) -> pl.DataFrame:
-    columns = {"ptid": ptid, "date": date, "image_id": image_id, "file": file}
-    rid, day = rid_of("ptid").alias("rid"), values.date("date").alias("date")
+def _typed(listed: pl.DataFrame) -> pl.DataFrame:
+    """Scans of `Maps` from the texts `ptid, date, image_id, file`."""
     rank = pl.lit(0, dtype=pl.Int32).alias("rank")
-    frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
-    return frame.select("ptid", rid, day, rank, "image_id", "file")
+    return listed.select("ptid", rid_of("ptid").alias("rid"), values.date("date"), rank, "image_id", "file")
 
 
 def _copies(array: NDArray, ptids: list[str], shown_as: str) -> Fault | None:
@@ -134,28 +124,26 @@ def _checked_vector(vector: NDArray[np.float32], dtype: str) -> NDArray[np.float
     return vector
 
 
-def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
+def _open_stack(raw: Path, path: Path, options: AdniOptions, faults: FaultCollector) -> Maps | None:
     shown_as = shown(raw, path)
     listed = [p for p in path.parent.iterdir() if p.name.lower() == SUBJECTS.lower()]
     subjects = path.with_name(SUBJECTS) if not listed else listed[0]
     array: NDArray | None = None
     with faults.collecting(), reading(shown_as, "a complete NumPy array (scans × voxels)", path=path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    numbered: list[tuple[int, str]] = []
+    text: str | None = ""
     if subjects.is_file():
-        text = faults.attempt(decode, subjects.read_bytes(), shown_as=shown(raw, subjects), encoding="utf-8-sig") or ""
-        numbered = [(i, s.strip()) for i, s in enumerate(text.splitlines(), start=1) if s.strip()]
+        text = faults.attempt(decode, subjects.read_bytes(), shown_as=shown(raw, subjects), encoding="utf-8-sig")
     else:
         expected = "one {PTID}_{date} per row of the array"
         faults.add(Fault(file=shown(raw, subjects), expected=expected, found="no such file"))
     mask = find_mask(raw, options, path.parent)
     grid = open_mask(raw, mask, options, faults)
-    lines = [text for _, text in numbered]
-    matches = [re.fullmatch(rf"({PTID.pattern})(?:_(.+))?", line, re.IGNORECASE) for line in lines]
+    entry = re.compile(rf"({PTID.pattern})(?:_(.+))?", re.IGNORECASE)
+    lines = {i: entry.fullmatch(s.strip()) for i, s in enumerate((text or "").splitlines(), start=1) if s.strip()}
     expected = "{PTID}_{date}, e.g. 002_S_0413_2006-05-02"
-    for (line, _), match in zip(numbered, matches, strict=True):
-        if match is None:
-            faults.add(Fault(file=shown(raw, subjects), line=line, expected=expected, found="another format"))
+    for line in (i for i, match in lines.items() if match is None):
+        faults.add(Fault(file=shown(raw, subjects), line=line, expected=expected, found="another format"))
     if array is not None and (array.ndim != 2 or array.dtype.kind not in "fiu"):
         found = f"{array.dtype} of shape {array.shape}"
         faults.add(Fault(file=shown_as, expected="a numeric array (scans × voxels)", found=found))
@@ -164,18 +152,18 @@ def _open_stack(raw: Path, path: Path, options: ImageOptions, faults: FaultColle
         found, fix = f"{len(array)} rows, but {len(lines)} lines in {SUBJECTS}", "The files do not belong together."
         faults.add(Fault(file=shown_as, expected="one row per line", found=found, fix=fix))
     elif array is not None and lines:
-        faults.add(_copies(array, [m[1].upper() if m else "" for m in matches], shown_as))
+        faults.add(_copies(array, [m[1].upper() if m else "" for m in lines.values()], shown_as))
     if array is not None and grid is not None and array.shape[1] != grid.n_voxels:
         found, fix = f"{array.shape[1]} columns, but the mask has {grid.n_voxels}", "Check image_mask and its label."
         faults.add(Fault(file=shown_as, expected="one column per voxel of the mask", found=found, fix=fix))
     if faults.faults or array is None or grid is None or mask is None:
         return None
-    good = [m for m in matches if m is not None]
-    numbers = [str(i) for i in range(len(lines))]
     # The date is the last field; other fields may precede it.
-    scans = _scan_frame([m[1] for m in good], [m[2].split("_")[-1] if m[2] else None for m in good], lines, numbers)
+    rows = [(m[1], m[2] and m[2].split("_")[-1], m[0], str(i)) for i, m in enumerate(lines.values()) if m]
+    names = ("ptid", "date", "image_id", "file")
+    scans = _typed(pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row"))
 
-    def load(file: str, image_id: str) -> NDArray[np.float32]:
+    def load(file: str) -> NDArray[np.float32]:
         assert array is not None
         return _checked_vector(np.asarray(array[int(file)], dtype=np.float32), options.image_dtype)
 
@@ -191,7 +179,7 @@ def _noted(maps: Maps, raw: Path, mask: Path) -> Maps:
     return replace(maps, notes=tuple(notes))
 
 
-def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
+def _open_folder(raw: Path, path: Path, options: AdniOptions, faults: FaultCollector) -> Maps | None:
     """Open a CSV that lists maps (paths relative to it), or a folder of maps with participant and date in the names."""
     table = path if path.is_file() else None
     root = path.parent if table else path
@@ -199,9 +187,8 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         frame = faults.attempt(read_csv, table, MANIFEST_COLUMNS, shown_as=shown(raw, table), numbered=True)
         if frame is None:
             return None
-        date = frame["date"] if "date" in frame.columns else pl.Series([None] * len(frame), dtype=pl.String)
-        file = frame["file"]
-        image_id = frame["image_id"].fill_null(file) if "image_id" in frame.columns else file
+        absent = (c for c in ("date", "image_id") if c not in frame.columns)
+        frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in absent)
         expected, found = "a PTID such as 002_S_0413", "another format"
         for record in (r for r, ptid in frame.select(ROW, "ptid").iter_rows() if not PTID.fullmatch(ptid)):
             line = line_of(table, record)
@@ -210,7 +197,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
         if len(shared):
             expected, found = "each map listed for one participant", f"{len(shared)} maps listed for several"
             faults.add(Fault(file=shown(raw, table), column="file", expected=expected, found=found))
-        scans = _scan_frame(frame["ptid"].to_list(), date.to_list(), image_id.to_list(), file.to_list())
+        scans = _typed(frame.with_columns(pl.col("image_id").fill_null(pl.col("file"))))
     else:
         base = raw if root.is_relative_to(raw) else root
         scans = find_scans(base, faults, maps=True)
@@ -227,7 +214,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
     if grid is None or mask is None or faults.faults:
         return None
 
-    def load(file: str, image_id: str) -> NDArray[np.float32]:
+    def load(file: str) -> NDArray[np.float32]:
         if not (root / file).is_file():
             raise ScanFailedError("missing file")
         try:
@@ -246,7 +233,7 @@ def _open_folder(raw: Path, path: Path, options: ImageOptions, faults: FaultColl
     return _noted(Maps(grid, scans, load, listed, folder, shown(raw, path)), raw, mask)
 
 
-def open_maps(raw: Path, options: ImageOptions, faults: FaultCollector) -> Maps | None:
+def open_maps(raw: Path, options: AdniOptions, faults: FaultCollector) -> Maps | None:
     """Open the precomputed maps of an export; None if there are none or if they are invalid (errors in `faults`)."""
     path = locate_maps(raw, options)
     if path is None:

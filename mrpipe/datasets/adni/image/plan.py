@@ -8,7 +8,6 @@ from pathlib import Path
 import polars as pl
 
 from mrpipe.datasets.adni.image.maps import Maps, find_mask, locate_maps, open_maps, open_mask
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.scans import (
     SCANS_SCHEMA,
     beside,
@@ -20,8 +19,9 @@ from mrpipe.datasets.adni.image.scans import (
     scan_of,
     search_tables,
 )
+from mrpipe.datasets.adni.options import AdniOptions
 from mrpipe.delimited import line_of
-from mrpipe.errors import Fault, FaultCollector, UsageError
+from mrpipe.errors import Fault, FaultCollector
 from mrpipe.imaging.chain import require_imaging
 from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.template import Template, mni_template, user_template
@@ -118,7 +118,7 @@ def read_review(raw: Path, scans: pl.DataFrame, maps: Maps | None, faults: Fault
     return pl.DataFrame(list(rows.values()), schema=REVIEW_SCHEMA, orient="row")
 
 
-def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> ImagePlan:
+def plan_images(raw: Path, samples: pl.DataFrame, options: AdniOptions) -> ImagePlan:
     """Select the scans of each sample of a cohort.
 
     A sample with a map never uses raw scans, even if its maps turn out to be invalid, so that as many samples as
@@ -126,27 +126,21 @@ def plan_images(raw: Path, samples: pl.DataFrame, options: ImageOptions) -> Imag
 
     Raises:
         DataError: maps, mask or search tables are invalid.
-        UsageError: `image_scan=nearest` and the samples table has no column `image_date_column`.
     """
-    if options.image_scan == "nearest" and options.image_date_column not in samples.columns:
-        raise UsageError(
-            f"image_scan=nearest: the samples table has no column {options.image_date_column!r}; "
-            f"columns: {', '.join(samples.columns)}"
-        )
     faults = FaultCollector()
     maps = open_maps(raw, options, faults) if options.image_route != "raw" else None
     scans = find_scans(raw, faults) if options.image_route != "maps" else pl.DataFrame(schema=SCANS_SCHEMA)
     review = read_review(raw, scans, maps, faults)
     faults.raise_if_any()
-    choice = {"rule": options.image_scan, "date_column": options.image_date_column, "tries": options.image_tries}
+    rule, tries = options.image_scan, options.image_tries
     listed = maps.scans if maps else pl.DataFrame(schema=SCANS_SCHEMA)
     mapped, scans = (s.join(review, on="image_id", how="left", maintain_order="left") for s in (listed, scans))
-    map_scans = ordered_scans(mapped, samples, **choice)  # type: ignore[arg-type]
+    map_scans = ordered_scans(mapped, samples, rule=rule, tries=tries)
     without = samples.join(map_scans, on="sample_id", how="anti")
-    return ImagePlan(maps, map_scans, ordered_scans(scans, without, **choice))  # type: ignore[arg-type]
+    return ImagePlan(maps, map_scans, ordered_scans(scans, without, rule=rule, tries=tries))
 
 
-def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Template:
+def open_template(raw: Path, options: AdniOptions, maps: Maps | None) -> Template:
     """Open the template on the grid of the mask: that of the maps, of `image_mask`, or of the MNI152 grey-matter prior.
 
     Raises:
@@ -159,21 +153,21 @@ def open_template(raw: Path, options: ImageOptions, maps: Maps | None) -> Templa
         grid = open_mask(raw, find_mask(raw, options, None), options, faults)
         faults.raise_if_any()
     if not options.image_template:
-        return mni_template(gm_threshold=options.image_gm_threshold, grid=grid)
+        return mni_template(grid)
     if grid is None:
-        grid = mni_template(gm_threshold=options.image_gm_threshold).grid
+        grid = mni_template().grid
     path = raw / options.image_template
     return user_template(path, path.name, grid)
 
 
-def has_images(raw: Path, options: ImageOptions) -> bool:
+def has_images(raw: Path, options: AdniOptions) -> bool:
     """Whether the export contains maps, or files that are T1 scans by name."""
     if options.image_route != "raw" and locate_maps(raw, options) is not None:
         return True
     return options.image_route != "maps" and len(find_scans(raw, FaultCollector())) > 0
 
 
-def check_images(raw: Path, options: ImageOptions, faults: FaultCollector) -> ImageCheck:
+def check_images(raw: Path, options: AdniOptions, faults: FaultCollector) -> ImageCheck:
     """Validate maps, mask, template and search tables, and check that the required packages are installed.
 
     Unreadable scans are not errors here; they are recorded as failed when they are processed.

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from mrpipe.datasets.adni.image.raw import NUMBERS
-from mrpipe.imaging.qc import contact_sheet, measures_titled, note_picture, outliers
+from mrpipe.imaging.qc import contact_sheet, measures_titled, outliers
 from mrpipe.store.parquet import replacing, write_frame
 
 # Measurements whose outliers are flagged, by source of the map. Folded voxels are not among them: nearly all scans
@@ -46,8 +46,6 @@ def write_image_qc(tried: pl.DataFrame, parts: Path, out: Path) -> None:
         for scan, reason, outlier in shown.select("scan", "reason", "outlier").iter_rows()
     ]
     n_maps = int((table["source"] == "map").sum())
+    captions = captions or [f"no pictures of raw scans; {n_maps} precomputed maps were read"]
     with replacing(out / "contact_sheet.png") as temporary:
-        if captions:
-            contact_sheet([parts / p for p in shown["picture"]], captions, temporary)
-        else:
-            note_picture(f"no pictures of raw scans; {n_maps} precomputed maps were read", temporary)
+        contact_sheet([parts / p for p in shown["picture"]], captions, temporary)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from mrpipe.codehash import code_hash
-from mrpipe.datasets.adni.image.options import ImageOptions
 from mrpipe.datasets.adni.image.plan import DROPPED, open_template, plan_images
-from mrpipe.imaging.chain import PACKAGES, ChainResult, ChainSettings, require_imaging
+from mrpipe.datasets.adni.options import AdniOptions
+from mrpipe.imaging.chain import PACKAGES, ChainSettings, require_imaging
 from mrpipe.imaging.failure import ScanFailedError
 from mrpipe.imaging.grid import VoxelGrid
 from mrpipe.imaging.suitability import LIMITS
@@ -29,7 +29,7 @@ from mrpipe.store.parquet import replacing, write_batches, write_text
 
 NUMBERS = ("gm_ml", "map_ml", "mass_ratio", "overlap", "ncc", "n_folded", "jacobian_min", "jacobian_max", *LIMITS)
 # One row per attempted scan: sample, outcome and reason of failure. `picture` is relative to the folder of the parts.
-_SCAN: dict[str, Any] = {
+SCAN_SCHEMA: dict[str, Any] = {
     **TRIED_SCHEMA,
     "detail": pl.String,
     **dict.fromkeys(("source", "image_id"), pl.String),
@@ -38,16 +38,13 @@ _SCAN: dict[str, Any] = {
     **dict.fromkeys((*NUMBERS, "seconds", "peak_mb"), pl.Float64),
     **dict.fromkeys(("notes", "picture", "fingerprint"), pl.String),
 }
-SCAN_SCHEMA = pl.Schema(_SCAN)
 GRID_KEY = "mrpipe.grid"
-Process = Callable[..., ChainResult]
 
 
 def part_schema() -> pa.Schema:
     """Schema of a part: `SCAN_SCHEMA` and `voxels` (list of float32), null if the scan failed."""
-    frame = pl.DataFrame(schema=SCAN_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
-    fields = [pa.field(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in frame.schema]
-    return pa.schema([*fields, pa.field("voxels", pa.list_(pa.float32()))])
+    frame = pl.DataFrame(schema=SCAN_SCHEMA | {"voxels": pl.List(pl.Float32)})
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
 
 
 def smoothed(gm: NDArray[np.float32], grid: VoxelGrid, sigma_mm: float) -> NDArray[np.float32]:
@@ -65,20 +62,15 @@ def part_of(samples: list[str], part: int, n_parts: int) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    known = {}
-    for package in PACKAGES.values():
-        try:
-            known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            known[package] = ""
-    return known
+    """Installed versions of the packages of the chain; "" for one that is not installed."""
+    return {p: next((d.version for d in metadata.distributions(name=p)), "") for p in PACKAGES.values()}
 
 
 class _Shard:
     """Scratch folder of one part, with the result (or reason of failure) and a picture for each finished scan."""
 
-    def __init__(self, scratch: Path, template: Template, options: ImageOptions, process: Process):
-        self.scratch, self.template, self.options, self.process = scratch, template, options, process
+    def __init__(self, scratch: Path, template: Template, options: AdniOptions):
+        self.scratch, self.template, self.options = scratch, template, options
         self.settings = ChainSettings(registration=options.image_registration, brain=options.image_brain)
         self.templates = template.write(scratch / "template")
         parts = [
@@ -128,7 +120,7 @@ class _Shard:
                 if path.suffix.lower() == ".dcm":
                     raise ScanFailedError("a DICOM series; convert it with dcm2niix")
                 timeout_s = 60 * self.options.image_timeout_min
-                done = self.process(path, f"I{image_id}", self.templates, settings, picture, timeout_s=timeout_s)
+                done = process_scan(path, f"I{image_id}", self.templates, settings, picture, timeout_s=timeout_s)
                 grid = self.template.grid
                 vector = grid.vector(smoothed(done.gm, grid, self.options.image_smoothing_mm))
                 with replacing(voxels) as temporary, temporary.open("wb") as handle:
@@ -150,16 +142,7 @@ def _row(scan: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(SCAN_SCHEMA) | known | {"source": "raw"} | entry
 
 
-def prepare_images(
-    raw: Path,
-    samples: pl.DataFrame,
-    options: ImageOptions,
-    part: int,
-    n_parts: int,
-    out: Path,
-    *,
-    process: Process | None = None,
-) -> None:
+def prepare_images(raw: Path, samples: pl.DataFrame, options: AdniOptions, part: int, n_parts: int, out: Path) -> None:
     """Process one part of the raw scans and write it to `out` (Parquet), one row per attempted scan.
 
     If a scan fails, its reason is recorded and the participant's next scan is tried. Finished scans are cached in the
@@ -180,7 +163,7 @@ def prepare_images(
             return
         scratch = out.with_suffix("")
         scratch.mkdir(parents=True, exist_ok=True)
-        shard = _Shard(scratch, template, options, process or process_scan)
+        shard = _Shard(scratch, template, options)
         for rows in scans.partition_by("sample_id", maintain_order=True):
             for scan in rows.iter_rows(named=True):
                 entry, voxels = shard.scan(scan, raw / scan["file"])
@@ -189,8 +172,7 @@ def prepare_images(
                     break
 
     if not scans.is_empty():
-        if process is None:
-            require_imaging()
+        require_imaging()
         template = open_template(raw, options, plan.maps)
         fingerprint = template.grid.fingerprint
     write_batches(out, schema, batches(), metadata={GRID_KEY: fingerprint})

@@ -258,10 +258,10 @@ def find_scans(raw: Path, faults: FaultCollector, *, maps: bool = False) -> pl.D
     if scans.select((pl.col("date").is_null() & pl.col("month").is_not_null()).any()).item():
         scans = _dated(scans, raw)
     ranks = [t1_rank(d) for d in scans["description"]]
-    # The layout itself says that these are T1.
-    sure = scans["layout"].is_in(["BIDS", "PTID_date"]) | pl.Series([maps] * len(scans), dtype=pl.Boolean)
-    names = [_UNNAMED + 2 * bool(_ACCELERATED.search(normalised(Path(f).name))) for f in scans["file"]]
-    ranks = [n if r is None and s else r for r, s, n in zip(ranks, sure, names, strict=True)]
+    for i, (layout, file) in enumerate(scans.select("layout", "file").iter_rows()):
+        # Layouts of T1 scans alone.
+        if ranks[i] is None and (maps or layout in ("BIDS", "PTID_date")):
+            ranks[i] = _UNNAMED + 2 * bool(_ACCELERATED.search(normalised(Path(file).name)))
     late = 100 * (scans["format"] == "dcm").cast(pl.Int32)
     scans = scans.with_columns(pl.Series("rank", ranks, dtype=pl.Int32) + late).drop_nulls("rank")
     return scans.select(pl.col(c).cast(t) for c, t in SCANS_SCHEMA.items()).sort("image_id")
@@ -279,24 +279,22 @@ def _dated(scans: pl.DataFrame, raw: Path) -> pl.DataFrame:
     return scans
 
 
-def ordered_scans(
-    scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, date_column: str, tries: int
-) -> pl.DataFrame:
+def ordered_scans(scans: pl.DataFrame, samples: pl.DataFrame, *, rule: str, tries: int) -> pl.DataFrame:
     """Select the scans to try for each sample, in order.
 
-    Scans are sorted by `rule`: earliest, latest, or nearest to `date_column` (ties: the earlier scan; samples without
+    Scans are sorted by `rule`: earliest, latest, or nearest to `visit_date` (ties: the earlier scan; samples without
     that date: the earliest). Undated scans are last. On the same day, the lower `rank` is first, then the lower image
     ID. Participants are matched by RID, because the site in a PTID can change.
 
     Args:
         scans: `rid`, `date`, `rank`, `image_id` and any further columns.
-        samples: `sample_id`, `subject_id` and optionally `date_column`.
+        samples: `sample_id`, `subject_id` and optionally `visit_date`.
         tries: maximum number of scans per sample, not counting those with `decision` drop (optional column).
 
     Returns:
         The selected rows of `scans` with `sample_id` and `attempt` (from 0), sorted by both.
     """
-    at = pl.col(date_column) if date_column in samples.columns else pl.lit(None)
+    at = pl.col("visit_date") if "visit_date" in samples.columns else pl.lit(None)
     keyed = samples.select("sample_id", rid_of("subject_id").alias("rid"), at.cast(pl.Date).alias("__at"))
     joined = keyed.filter(pl.col("rid").is_not_null()).join(scans, on="rid", how="inner")
     day = pl.col("date").to_physical()

@@ -36,10 +36,9 @@ def simulate_export(raw: Path, truth: Path, options: AdniSimulation) -> None:
     Raises:
         UsageError: an option is out of range.
     """
-    if options.n_subjects < 30:
-        raise UsageError(f"simulation of adni: n_subjects={options.n_subjects} must be at least 30")
-    if options.n_snps < 48:
-        raise UsageError(f"simulation of adni: n_snps={options.n_snps} must be at least 48")
+    for name, least in (("n_subjects", 30), ("n_snps", 48)):
+        if (given := getattr(options, name)) < least:
+            raise UsageError(f"simulation of adni: {name}={given} must be at least {least}")
     if not 0 <= options.missing_strength <= 1:
         raise UsageError(f"simulation of adni: missing_strength={options.missing_strength} must be between 0 and 1")
     raw.mkdir(parents=True, exist_ok=True)

@@ -217,7 +217,7 @@ def simulate_export(raw: Path, truth: Path, options: EnricoSimulation) -> None:
         trees[screen_id] = build_tree(row["layout"], canvas, rng, row["density"], row["margin"])
 
     legend = enrico.Legend(components=enrico.COMPONENT_COLOURS, icons=ICON_COLOURS)
-    folders = [raw / name for name in ("screenshots", "wireframes", "hierarchies", "metadata")]
+    folders = [raw / name for name in enrico.FOLDERS]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     screenshots, wireframes, hierarchies, metadata = folders

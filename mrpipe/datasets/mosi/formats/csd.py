@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mrpipe.datasets.hdf5 import Hdf5, opened
+from mrpipe.datasets.arrays import Hdf5, opened
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.raw import utf8
 
@@ -120,11 +120,6 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def load(sequence: Sequence, *, features: bool = True) -> dict[str, CsdEntry]:
-    """All entries of `each` by video."""
-    return dict(each(sequence, features=features))
-
-
 def each(sequence: Sequence, *, features: bool = True) -> Iterator[tuple[str, CsdEntry]]:
     """Entries one video at a time, sorted; segment entries `video[i]` are concatenated per video.
 
@@ -146,52 +141,45 @@ def each(sequence: Sequence, *, features: bool = True) -> Iterator[tuple[str, Cs
         if not keys:
             faults.add(sequence.fault("", None, "at least one video", "an empty group"))
         for video, numbered in sorted(keys.items()):
-            entries = []
+            entries: list[Any] = []
             for number, key in sorted(numbered, key=lambda n: -1 if n[0] is None else n[0]):
-                entry = faults.attempt(_entry, file, sequence, key, file.get(data, key), features, faults)
+                entry = faults.attempt(_entry, file, sequence, key, file.get(data, key), features)
                 if entry is None:
                     continue
                 d = entry[2]
-                if width is not None and d != width:
-                    faults.add(sequence.fault(key, "features", f"{width} features, as in the previous entries", f"{d}"))
                 width = d if width is None else width
-                entries.append((number, entry[0], entry[1]))
+                if width != d:
+                    faults.add(sequence.fault(key, "features", f"{width} features, as in the previous entries", f"{d}"))
+                entries.append((number, *entry[:2]))
             if len({n is None for n, _, _ in entries}) > 1:
                 found = f"both '{video}' and its segments '{video}[i]'"
                 faults.add(sequence.fault(video, None, "either the whole video or its segments", found))
             if not faults.faults:
-                yield video, _joined(entries)
-    _raise_short(faults, sequence)
-
-
-def _joined(entries: list[tuple[int | None, NDArray[Any], NDArray[np.float64]]]) -> CsdEntry:
-    numbers = [n for n, _, _ in entries]
-    segment = None
-    if numbers[0] is not None:
-        segment = np.repeat(np.array(numbers, dtype=np.int64), [len(i) for _, _, i in entries])
-    features, intervals = (np.concatenate(parts) for parts in list(zip(*entries, strict=True))[1:])
-    return CsdEntry(features=features, intervals=intervals, segment=segment)
+                numbers, values, times = zip(*entries, strict=True)
+                x, intervals, n_rows = np.concatenate(values), np.concatenate(times), [len(t) for t in times]
+                segment = None if numbers[0] is None else np.repeat(np.array(numbers, dtype=np.int64), n_rows)
+                yield video, CsdEntry(features=x, intervals=intervals, segment=segment)
+    if (rest := len(faults.faults) - 10) > 0:
+        faults.faults[10:] = [sequence.fault("", None, "entries without errors", f"errors in {rest} more entries")]
+    faults.raise_if_any()
 
 
 def _entry(
-    file: Hdf5, sequence: Sequence, key: str, group: Any, features: bool, faults: FaultCollector
-) -> tuple[NDArray[Any], NDArray[np.float64], int] | None:
-    """Features, intervals and feature count of one entry; None, with a fault added, if they are not usable."""
-    found: dict[str, Any] = {n: file.get(group, n) for n in ("features", "intervals")}
-    for name, item in found.items():
-        if not isinstance(item, h5py.Dataset):
-            faults.add(sequence.fault(key, name, "a dataset of that name", "none"))
-            return None
-    x, t = found["features"], found["intervals"]
-    if t.ndim != 2 or t.shape[1] != 2:
-        faults.add(sequence.fault(key, "intervals", "shape (T, 2)", f"shape {t.shape}"))
-        return None
-    if x.ndim not in (1, 2) or x.shape[0] != t.shape[0] or 0 in x.shape[1:]:
-        faults.add(sequence.fault(key, "features", f"{t.shape[0]} rows, one per interval", f"shape {x.shape}"))
-        return None
-    if t.dtype.kind not in "fiu":
-        faults.add(sequence.fault(key, "intervals", "numbers", f"{t.dtype}"))
-        return None
+    file: Hdf5, sequence: Sequence, key: str, group: Any, features: bool
+) -> tuple[NDArray[Any], NDArray[np.float64], int]:
+    """Features, intervals and feature count of one entry; a DataError if they are not usable."""
+
+    def require(holds: bool, dataset: str, expected: str, found: str, row: int | None = None) -> None:
+        if not holds:
+            raise DataError(sequence.fault(key, dataset, expected, found, row))
+
+    x, t = (file.get(group, name) for name in ("features", "intervals"))
+    for name, item in (("features", x), ("intervals", t)):
+        require(isinstance(item, h5py.Dataset), name, "a dataset of that name", "none")
+    require(t.ndim == 2 and t.shape[1] == 2, "intervals", "shape (T, 2)", f"shape {t.shape}")
+    whole = x.ndim in (1, 2) and x.shape[0] == t.shape[0] and 0 not in x.shape[1:]
+    require(whole, "features", f"{t.shape[0]} rows, one per interval", f"shape {x.shape}")
+    require(t.dtype.kind in "fiu", "intervals", "numbers", f"{t.dtype}")
     intervals = file.read(t).astype(np.float64)
     words = x.dtype.kind in "SO"
     if not features:
@@ -201,22 +189,11 @@ def _entry(
         utf8(v, file=sequence.path.name, column=f"{sequence.root}/data/{key}/features", row=i + 1)
         for i, v in enumerate(values.ravel().tolist() if words else ())
     ]
-    if not np.isfinite(intervals).all() or (intervals[:, 1] < intervals[:, 0]).any():
-        row = int(np.argmax(~np.isfinite(intervals).all(axis=1) | (intervals[:, 1] < intervals[:, 0])))
-        faults.add(sequence.fault(key, "intervals", "finite times, start <= end", f"{intervals[row].tolist()}", row))
-        return None
+    wrong = ~np.isfinite(intervals).all(axis=1) | (intervals[:, 1] < intervals[:, 0])
+    for row in np.flatnonzero(wrong)[:1].tolist():
+        require(False, "intervals", "finite times, start <= end", f"{intervals[row].tolist()}", row)
     d = 1 if x.ndim == 1 else x.shape[1]
     if words:
         return np.array(texts, dtype=object), intervals, d
-    if values.dtype.kind not in "fiu":
-        faults.add(sequence.fault(key, "features", "numbers or words", f"{values.dtype}"))
-        return None
+    require(values.dtype.kind in "fiu", "features", "numbers or words", f"{values.dtype}")
     return values.reshape(-1, d).astype(np.float32, copy=False), intervals, d
-
-
-def _raise_short(faults: FaultCollector, sequence: Sequence) -> None:
-    """Raise the faults of one file; the first ten are listed, the others counted."""
-    if (rest := len(faults.faults) - 10) > 0:
-        del faults.faults[10:]
-        faults.add(sequence.fault("", None, "entries without errors", f"errors in {rest} more entries"))
-    faults.raise_if_any()

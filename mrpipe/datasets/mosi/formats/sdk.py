@@ -1,4 +1,4 @@
-"""Words, audio and vision of a .csd export, aligned to the opinion segments.
+"""A .csd export: the files that are read, checked for consistency, and their contents aligned to opinion segments.
 
 Words are assigned to segments by their onset. In the published files, the times of a segment run from the beginning of
 the word *before* its first word to the beginning of its *last* word: 91 % of all segment ends coincide, to the
@@ -9,28 +9,180 @@ last words and adds a word of the previous segment.
 
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from mrpipe.datasets.mosi.align import Index, beginning_after, means, overlapping
-from mrpipe.datasets.mosi.formats.csd import CsdEntry, Sequence, each, load
-from mrpipe.datasets.mosi.formats.sdk_files import SAME_TIME, SdkFiles
+from mrpipe.datasets.mosi.clips import clip_frame, read_folds, score_faults
+from mrpipe.datasets.mosi.formats.csd import AGAIN, CsdEntry, Sequence, each, inspect
+from mrpipe.datasets.mosi.options import MosiOptions
 from mrpipe.datasets.mosi.ragged import RaggedBlock, feature_names
-from mrpipe.errors import UsageError
+from mrpipe.errors import DataError, Fault, FaultCollector, UsageError
+from mrpipe.raw import report_unmatched
 
 PAUSE = "sp"
+SAME_TIME = 0.1  # maximum difference, in seconds, between the times of an utterance-level row and of its segment
 
 
-class SdkExport(SdkFiles):
-    """An opened .csd export: words and frames of each clip.
+class SdkExport:
+    """An opened .csd export: its files and fold lists, and words and frames of each clip.
 
     By default frames are averaged per word, because word times are exact; the times of a segment exclude most of its
     last word.
+
+    Attributes:
+        files: the files that are read.
+        clips: ids, folds, times and scores with `clips.CLIPS_SCHEMA`.
+        segments, rows: video → start and end in seconds (n, 2), and numbers from 0 (n,), of its segments.
+        first: video → row of its first clip in `clips`.
+        notes: notes for the manifest.
+        unused: name of a sequence that is not read → the reason, and how to read it.
+
+    Raises:
+        DataError: all errors in the labels, the folds and the structure of the other files.
     """
 
-    format = "csd"
+    def __init__(self, raw: Path, paths: list[Path], options: MosiOptions):
+        faults = FaultCollector()
+        self.notes: list[str] = []
+        self.unused: dict[str, str] = {}
+        self.options = options
+        sequences = [s for path in paths if (s := faults.attempt(inspect, path)) is not None]
+        self.chosen = self._choose(sequences, options, faults)
+        fold_path, folds = read_folds(raw, options.corpus, faults)
+        labels = self.chosen.get("labels")
+        if labels is None:
+            expected = "the labels, e.g. CMU_MOSI_Opinion_Labels.csd: segments and their scores"
+            found = ", ".join(p.name for p in paths)
+            if not any("label" in p.name.lower() for p in paths if faults.faults):
+                faults.add(Fault(file="CMU_MOSI_Opinion_Labels.csd", expected=expected, found=found, fix=AGAIN))
+        self.files = tuple(sorted([s.path for s in self.chosen.values()] + ([fold_path] if fold_path else [])))
+        self.clips = pl.DataFrame()
+        self.segments: dict[str, NDArray[np.float64]] = {}
+        self.rows: dict[str, Index] = {}
+        self.first: dict[str, int] = {}
+        if labels is not None:
+            faults.attempt(self._read_labels, labels, folds, faults)
+        for role in ("words", "vectors", "audio", "vision"):
+            if role in self.chosen and self.segments:
+                faults.attempt(self._check_sequence, self.chosen[role], faults)
+        if labels is not None and not set(self.chosen) - {"labels"}:
+            expected = "words, audio or vision in addition to the labels"
+            faults.add(Fault(file="CMU_MOSI_TimestampedWords.csd", expected=expected, found="labels only", fix=AGAIN))
+        faults.raise_if_any()
+
+    def _choose(self, sequences: list[Sequence], options: MosiOptions, faults: FaultCollector) -> dict[str, Sequence]:
+        chosen: dict[str, Sequence] = {}
+        requested = {"audio": options.audio_sequence, "vision": options.vision_sequence}
+        text = self.named(options.text_sequence, sequences, "text_sequence")
+        for role in ("labels", "words", "vectors", "audio", "vision"):
+            candidates = sorted((s for s in sequences if s.role == role), key=lambda s: (s.rank, s.path.name))
+            best = [s.path.name for s in candidates if s.rank == candidates[0].rank]
+            named = self.named(requested.get(role, ""), sequences, f"{role}_sequence")
+            if text is not None and role == text.role:
+                named = text
+            if named is None and len(best) > 1:
+                fix = f"Remove the others, or select one with --set {role}_sequence=FILE."
+                faults.add(Fault(file=best[0], expected=f"one file of {role}", found=", ".join(best), fix=fix))
+            if named is not None or candidates:
+                chosen[role] = named or candidates[0]
+            others = [s.path.name for s in candidates if s != chosen[role]]
+            how = f"--set {role if role in requested else 'text'}_sequence=FILE selects another"
+            if others:
+                why = "as requested" if named is not None else "the preferred release"
+                self.notes.append(f"{role}: {chosen[role].path.name} is read, {why}, and not {', '.join(others)}")
+            for name in others:
+                self.unused[name] = f"{chosen[role].path.name} is read for {role}" + f"; {how}" * (role != "labels")
+        for s in sequences:
+            if s.role == "other" and s not in chosen.values():
+                how = "--set audio_sequence or vision_sequence=FILE reads it"
+                self.unused[s.path.name] = f"the sequence {s.root!r} is unknown; {how}"
+        if text is not None and text.role not in ("words", "vectors"):
+            raise UsageError(f"text_sequence={options.text_sequence!r} is a sequence of {text.role}, not of words")
+        return chosen
+
+    @staticmethod
+    def named(name: str, sequences: list[Sequence], option: str) -> Sequence | None:
+        if not name:
+            return None
+        for s in sequences:
+            if name in (s.path.name, s.path.stem, s.root):
+                return s
+        known = ", ".join(s.path.name for s in sequences) or "none"
+        raise UsageError(f"{option}={name!r}: no such sequence in the export; its sequences are {known}")
+
+    def _read_labels(self, labels: Sequence, folds: dict[str, str], faults: FaultCollector) -> None:
+        entries, corpus = dict(each(labels)), self.options.corpus
+        widths = corpus.label_widths
+        bad = [e for e in entries.values() if e.features.dtype == object or e.features.shape[1] not in widths]
+        if bad:
+            expected = f"one score per segment, or {max(widths)} labels" if len(widths) > 1 else "one score per segment"
+            raise DataError(labels.fault("*", "features", expected, f"shape {bad[0].features.shape}"))
+        rows = {v: np.arange(len(e.intervals)) if e.segment is None else e.segment for v, e in entries.items()}
+        self.rows = rows
+        video = [v for v, r in rows.items() for _ in range(len(r))]
+        segments = np.concatenate([e.intervals for e in entries.values()])
+        score = np.concatenate([e.features[:, 0] for e in entries.values()])
+        # Row i of a video is the i-th clip; an aligned file may lack rows, so its keys give the numbers.
+        clip = np.concatenate(list(rows.values())) + corpus.first_clip
+        fold = [folds.get(v) for v in video]
+        self.clips = clip_frame(corpus, video, clip, score, fold, segments[:, 0], segments[:, 1])
+        ids = self.clips["sample_id"].to_list()
+        column = f"{labels.root}/data/*/features"
+        faults.faults.extend(score_faults(labels.path.name, column, corpus, score, ids, rows=False))
+        doubled = self.clips.filter(pl.col("sample_id").is_duplicated())["sample_id"].to_list()
+        if doubled:
+            faults.add(labels.fault("", None, "one label per segment", f"{doubled[0]} repeated"))
+        self.segments = {v: e.intervals for v, e in entries.items()}
+        counts = [0, *np.cumsum([len(r) for r in rows.values()]).tolist()]
+        self.first = dict(zip(rows, counts, strict=False))
+        if folds and not set(folds) & set(rows):
+            found = "no labelled video in any list"
+            faults.add(Fault(file=corpus.fold_file, expected="videos in the export", found=found))
+        elif folds:
+            self._report(corpus.fold_file, set(rows), set(folds), "videos", faults)
+        empty = self.clips.filter(pl.col("end") <= pl.col("start"))
+        if len(empty):
+            self.notes.append(f"segments of zero length, without words and frames: {len(empty)}")
+
+    def _report(self, file: str, labelled: set[str], present: set[str], what: str, faults: FaultCollector) -> None:
+        """Report labelled videos or segments that a file lacks, and those that it has without labels."""
+        limit = self.options.max_unmatched
+        absent = f"labelled {what} are absent"
+        report_unmatched(labelled, present, absent, file=file, notes=self.notes, faults=faults, limit=limit)
+        report_unmatched(present, labelled, f"{what} have no labels", file=file, notes=self.notes)
+
+    def _check_sequence(self, sequence: Sequence, faults: FaultCollector) -> None:
+        """Check the structure of a sequence, its videos, and the rows of an utterance-level sequence."""
+        utterances = "utterance" in f"{sequence.root} {sequence.path.name}".lower()
+        numbers: dict[str, Index | None] = {}
+        for video, entry in each(sequence, features=sequence.role == "words"):
+            numbers[video] = None if entry.segment is None else np.unique(entry.segment)
+            if utterances and sequence.role in ("audio", "vision") and video in self.segments and entry.segment is None:
+                self._require_one_row_per_segment(sequence, video, entry, faults)
+        if not set(self.segments) & set(numbers):
+            raise DataError(sequence.fault("", None, "the videos in the labels", "none of them"))
+        if all(n is None for n in numbers.values()):
+            self._report(sequence.path.name, set(self.segments), set(numbers), "videos", faults)
+        else:
+            present = {f"{v}[{i}]" for v, n in numbers.items() for i in ([] if n is None else n)}
+            labelled = {f"{v}[{i}]" for v, r in self.rows.items() for i in r}
+            self._report(sequence.path.name, labelled, present, "segments", faults)
+
+    def _require_one_row_per_segment(
+        self, sequence: Sequence, video: str, entry: CsdEntry, faults: FaultCollector
+    ) -> None:
+        segments = self.segments[video]
+        if len(entry.intervals) != len(segments):
+            expected, found = f"{len(segments)} rows, one per segment", f"{len(entry.intervals)} rows"
+            faults.add(sequence.fault(video, "features", expected, found))
+        elif (np.abs(entry.intervals - segments) > SAME_TIME).any():
+            row = int((np.abs(entry.intervals - segments) > SAME_TIME).any(axis=1).argmax())
+            expected, found = f"the segment {segments[row].tolist()}", f"{entry.intervals[row].tolist()}"
+            faults.add(sequence.fault(video, "intervals", expected, found, row))
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -39,15 +191,9 @@ class SdkExport(SdkFiles):
         return (*(("text",) if text else ()), *(m for m in ("audio", "vision") if m in self.chosen))
 
     @cached_property
-    def _timeline(self) -> tuple[str, dict[str, CsdEntry], dict[str, NDArray[np.bool_]]]:
-        """Role and entries of the sequence with the word times, and masks of its words (no pauses, no zero vectors)."""
-        sequence = self._text_sequence
-        entries = load(sequence)
-        if sequence.role == "words":
-            keep = {v: e.features != PAUSE for v, e in entries.items()}
-        else:
-            keep = {v: (e.features != 0).any(axis=1) for v, e in entries.items()}
-        return sequence.role, entries, keep
+    def _words(self) -> dict[str, CsdEntry]:
+        """Entries of the sequence with the word times."""
+        return dict(each(self._text_sequence))
 
     @property
     def _text_sequence(self) -> Sequence:
@@ -65,13 +211,13 @@ class SdkExport(SdkFiles):
 
     @cached_property
     def _word_pairs(self) -> dict[str, tuple[Index, Index]]:
-        """Pairs (segment, word) of each video in time order, without pauses."""
-        _, entries, keep = self._timeline
+        """Pairs (segment, word) of each video in time order, without pauses and zero vectors."""
         pairs = {}
         for video, segments in self.segments.items():
-            if video in entries:
-                target, item = self._pairs(video, entries[video], segments, words=True)
-                kept = keep[video][item]
+            if (entry := self._words.get(video)) is not None:
+                target, item = self._pairs(video, entry, segments, words=True)
+                x = entry.features[item]
+                kept = x != PAUSE if self.has_words() else (x != 0).any(axis=1)
                 pairs[video] = target[kept], item[kept]
         return pairs
 
@@ -92,13 +238,11 @@ class SdkExport(SdkFiles):
         """Words of each clip in time order, without pauses; clips in the order of `clips`."""
         if not self.has_words():
             raise UsageError("the export contains word vectors but no words: use text_encoder=export")
-        _, entries, _ = self._timeline
         words: list[list[str]] = [[] for _ in range(len(self.clips))]
         for video, (target, item) in self._word_pairs.items():
-            texts, first = entries[video].features[item].tolist(), self.first[video]
-            bounds = np.searchsorted(target, np.arange(len(self.segments[video]) + 1)).tolist()
-            for i, (a, b) in enumerate(pairwise(bounds)):
-                words[first + i] = texts[a:b]
+            clips = (self.first[video] + target).tolist()
+            for clip, word in zip(clips, self._words[video].features[item].tolist(), strict=True):
+                words[clip].append(word)
         return words
 
     def text_source(self) -> tuple[str, str]:
@@ -111,8 +255,8 @@ class SdkExport(SdkFiles):
 
     def text_vectors(self) -> RaggedBlock:
         """Word vectors of the export, one sequence per clip."""
-        _, entries, _ = self._timeline
-        parts = [(self.first[v] + target, entries[v].features[item]) for v, (target, item) in self._word_pairs.items()]
+        pairs = self._word_pairs.items()
+        parts = [(self.first[v] + target, self._words[v].features[item]) for v, (target, item) in pairs]
         block = self._block(self._text_sequence, parts, "text")
         return replace(block, kind="embedding", encoder=self._text_sequence.root)
 
@@ -136,13 +280,13 @@ class SdkExport(SdkFiles):
     def form(self, modality: str, requested: str) -> str:
         """Form of audio or vision: vector (one per segment), steps (one per word), raw or collapse, or a UsageError."""
         sequence, stored, found = self.chosen[modality], "steps", ""
-        text = "words" in self.chosen or "vectors" in self.chosen
+        text = "text" in self.modalities
         utterances, segments = self._level(modality)
         if utterances:
             stored, found = "vector", "one row per segment, no frames; use auto"
         elif any(s is not None for s in segments.values()):
             # Aligned to segments by the SDK; also to words if each segment has as many rows as the text.
-            words = self._timeline[1] if text else {}
+            words = self._words if text else {}
             rows = {v: None if e.segment is None else e.segment.tolist() for v, e in words.items()}
             if any(s is None or s.tolist() != rows.get(v) for v, s in segments.items()):
                 stored, found = "raw", "frames by segment, not by word; use raw or collapse"
@@ -173,11 +317,12 @@ class SdkExport(SdkFiles):
         if form != "steps" or entry.segment is not None:
             target, item = self._items(video, entry, vector=form == "vector")
             return target, x[item]
-        _, words, _ = self._timeline
         target, item = self._word_pairs.get(video, (np.empty(0, np.int64), np.empty(0, np.int64)))
         # A clip without words becomes one step that covers the whole segment.
         silent = np.setdiff1d(np.arange(len(segments)), target)
-        times = np.concatenate([words[video].intervals[item] if len(item) else np.empty((0, 2)), segments[silent]])
+        times = np.concatenate(
+            [self._words[video].intervals[item] if len(item) else np.empty((0, 2)), segments[silent]]
+        )
         step_of = np.concatenate([target, silent])
         order = np.argsort(step_of, kind="stable")
         step, frame = overlapping(entry.intervals, times[order])

@@ -22,12 +22,12 @@ PARTS = {"train": "train", "valid": "val", "test": "test"}
 MODALITIES = ("text", "audio", "vision")
 AGAIN = "Check that this is the published file, or download it again."
 ANNOTATIONS = ("Negative", "Neutral", "Positive")
-# Layout → how it writes ids, and the encoder of its text vectors.
+# Layout → its name, how it writes ids, and the encoder of its text vectors.
 LAYOUTS = {
-    "mmsa": ("video$_$clip", "BERT (MMSA)"),
-    "multibench": ("video[i], or rows of video, start, end", "GloVe (MultiBench)"),
-    "mag": ("video[i]", ""),
-    "files": ("video_clip", "text features by clip"),
+    "mmsa": ("MMSA", "video$_$clip", "BERT (MMSA)"),
+    "multibench": ("MultiBench", "video[i], or rows of video, start, end", "GloVe (MultiBench)"),
+    "mag": ("MAG-BERT", "video[i]", ""),
+    "files": ("features by clip,", "video_clip", "text features by clip"),
 }
 # Chinese is written without spaces: each of its characters is a word, as in BERT.
 _HAN = re.compile(r"[\u3400-\u9fff]|[^\u3400-\u9fff]+")
@@ -61,6 +61,7 @@ class SplitExport:
 
     Attributes:
         format: mmsa, multibench (also MulT), mag or files.
+        release: name of the format.
         files: the files that are read.
         clips: ids, folds and scores with `clips.CLIPS_SCHEMA`.
         notes: notes for the manifest.
@@ -72,6 +73,7 @@ class SplitExport:
 
     def __init__(self, path: Path, content: Mapping[str, Any], corpus: Corpus, layout: str):
         self.path, self.corpus, self.format = path, corpus, layout
+        self.release, self._id_form, self._encoder = LAYOUTS[layout]
         self.files: tuple[Path, ...] = (path,)
         self.unused: dict[str, str] = {}
         self.notes: list[str] = []
@@ -113,7 +115,7 @@ class SplitExport:
         parsed = [parse_id(t, self.corpus) for t in texts]
         if None in parsed:
             bad = parsed.index(None)
-            faults.add(self.fault(part, "id", f"ids like {LAYOUTS[self.format][0]}", f"{texts[bad]!r}", row=bad + 1))
+            faults.add(self.fault(part, "id", f"ids like {self._id_form}", f"{texts[bad]!r}", row=bad + 1))
         return [p for p in parsed if p is not None]
 
     def _check_part(self, part: str, value: dict[str, Any], faults: FaultCollector) -> None:
@@ -159,28 +161,8 @@ class SplitExport:
         return ClipArrays(load=load, files=[self.path.name] * len(x), padded=x.shape[1])
 
     def _read_clips(self, faults: FaultCollector) -> pl.DataFrame:
-        frames = []
-        corpus, key = self.corpus, self.label_key
-        for part, value in self._parts.items():
-            try:
-                table = np.asarray(value[key], dtype=np.float32).reshape(len(value[key]), -1)
-            except (TypeError, ValueError) as error:
-                faults.add(self.fault(part, key, "numbers", str(error)))
-                continue
-            if table.shape[1] not in corpus.label_widths:
-                found = f"shape {np.shape(value[key])}"
-                faults.add(self.fault(part, key, "one score per clip: (N,), (N, 1) or (N, 1, 1)", found))
-                continue
-            score, before = table[:, 0], len(faults.faults)
-            with faults.collecting():
-                ids = self._part_ids(part, value["id"], faults)
-                self._check_annotations(part, value, score, faults)
-            if len(faults.faults) > before:
-                continue
-            frame = clip_frame(corpus, [v for v, _ in ids], [c for _, c in ids], score, [PARTS[part]] * len(ids))
-            names = frame["sample_id"].to_list()
-            faults.faults.extend(score_faults(self.path.name, f"{part}/{key}", corpus, score, names))
-            frames.append(frame.with_columns(pl.lit(part).alias("part")).with_row_index("row"))
+        read = (faults.attempt(self._part_clips, part, value, faults) for part, value in self._parts.items())
+        frames = [frame for frame in read if frame is not None]
         if not frames:
             return pl.DataFrame()
         clips = pl.concat(frames)
@@ -198,6 +180,26 @@ class SplitExport:
             found = f"{video!r} in {' and '.join(names)} ({len(shared)} such videos)"
             faults.add(self.fault(names[1], "id", "each video in one split only", found))
         return clips.drop("part", "row")
+
+    def _part_clips(self, part: str, value: dict[str, Any], faults: FaultCollector) -> pl.DataFrame:
+        """Clips of one split with the columns `row` and `part`; a DataError if they cannot be read."""
+        corpus, key = self.corpus, self.label_key
+        try:
+            table = np.asarray(value[key], dtype=np.float32).reshape(len(value[key]), -1)
+        except (TypeError, ValueError) as error:
+            raise DataError(self.fault(part, key, "numbers", str(error))) from error
+        if table.shape[1] not in corpus.label_widths:
+            found = f"shape {np.shape(value[key])}"
+            raise DataError(self.fault(part, key, "one score per clip: (N,), (N, 1) or (N, 1, 1)", found))
+        score, own = table[:, 0], FaultCollector()
+        with own.collecting():
+            ids = self._part_ids(part, value["id"], own)
+            self._check_annotations(part, value, score, own)
+        own.raise_if_any()
+        frame = clip_frame(corpus, [v for v, _ in ids], [c for _, c in ids], score, [PARTS[part]] * len(ids))
+        names = frame["sample_id"].to_list()
+        faults.faults.extend(score_faults(self.path.name, f"{part}/{key}", corpus, score, names))
+        return frame.with_columns(pl.lit(part).alias("part")).with_row_index("row")
 
     def _check_annotations(
         self, part: str, value: dict[str, Any], score: NDArray[np.float32], faults: FaultCollector
@@ -243,7 +245,7 @@ class SplitExport:
     def text_vectors(self) -> RaggedBlock:
         """Word vectors of the export, or one vector per clip."""
         form = "vector" if self._scan("text")["vector"].all() else "steps"
-        return replace(self.frames("text", form), kind="embedding", encoder=LAYOUTS[self.format][1])
+        return replace(self.frames("text", form), kind="embedding", encoder=self._encoder)
 
     def form(self, modality: str, requested: str) -> str:
         """Form of audio or vision: vector, steps (as many as the text), raw or collapse; a UsageError for another."""

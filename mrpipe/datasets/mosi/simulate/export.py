@@ -10,6 +10,7 @@ shared factor and of the factor of their modality.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -36,12 +37,31 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
-    """The simulated reviews: n clips and w tokens (words and pauses), both sorted by video and time.
+class Latent:
+    """The n clips, sorted by video, before anything is said.
 
     Attributes:
         videos, folds: (V,) names of the videos and their folds (train, valid or test).
         clip_video, clip_number: (n,) index of the video, and number of the clip in its video.
+        factors: name (shared, text, audio, vision) → (n,) values.
+        sentiment: (n,).
+        odd: (n,) mask of clips without words.
+    """
+
+    videos: list[str]
+    folds: list[str]
+    clip_video: Ints
+    clip_number: Ints
+    factors: dict[str, Floats]
+    sentiment: Floats
+    odd: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World(Latent):
+    """The simulated reviews: the clips and w tokens (words and pauses), both sorted by video and time.
+
+    Attributes:
         scores: (n,) float32, 31 values in the range of the corpus; neutral is exactly 0.
         segments: (n, 2) start and end in seconds, from the beginning of the previous word to that of the last word.
         words, times: (w,) texts and (w, 2) start and end in seconds of the tokens.
@@ -49,10 +69,6 @@ class World:
         base: modality → (n, BASE) readings of the clips.
     """
 
-    videos: list[str]
-    folds: list[str]
-    clip_video: Ints
-    clip_number: Ints
     scores: NDArray[np.float32]
     segments: Floats
     words: NDArray[np.object_]
@@ -60,15 +76,6 @@ class World:
     token_video: Ints
     token_clip: Ints
     base: dict[str, Floats]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latent:
-    """Factors (n,) by name (shared, text, audio, vision), sentiment (n,), and the mask `odd` of clips without words."""
-
-    factors: dict[str, Floats]
-    sentiment: Floats
-    odd: NDArray[np.bool_]
 
 
 def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
@@ -88,10 +95,9 @@ def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
     options = dataclasses.replace(options, format=options.format or options.corpus.published)
     if options.utterance_audio and options.format not in ("csd", "files"):
         raise UsageError("utterance_audio requires format=csd or files; the pickles contain sequences")
-    latent, clip_video, clip_number, videos, folds = _clips(options)
-    world, word_counts = _speech(options, latent, clip_video, clip_number, videos, folds)
+    world, word_counts = _speech(options, _clips(options))
     simulate_formats.write(export, world, options)
-    frame = _truth(options, latent, world, word_counts)
+    frame = _truth(options, world, word_counts)
     write_frame(truth / "truth.parquet", frame)
     classes = options.corpus.tasks[0][0].classes
     best = {names: frame["p_positive_" + "_".join(names)].to_numpy() for names in subsets(_modalities(options))}
@@ -99,7 +105,7 @@ def simulate(export: Path, truth: Path, options: MosiSimulation) -> None:
     write_best(truth, "polarity", classes, frame["sample_id"].to_list(), two_classes)
 
 
-def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list[str]]:
+def _clips(options: MosiSimulation) -> Latent:
     """Draw the factors of the clips, with the video and number of each clip, the videos and their folds."""
     names = [f"{options.seed}/{i}" for i in range(options.n_videos)]
     letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
@@ -128,7 +134,8 @@ def _clips(options: MosiSimulation) -> tuple[Latent, Ints, Ints, list[str], list
     odd = np.zeros(n, dtype=bool)
     if options.oddities:
         odd[list(_odd_clips(clip_video))] = True
-    return Latent(factors=factors, sentiment=sentiment, odd=odd), clip_video, clip_number, videos, folds.tolist()
+    clips: dict[str, Any] = {"clip_video": clip_video, "clip_number": clip_number, "videos": videos}
+    return Latent(factors=factors, sentiment=sentiment, odd=odd, folds=folds.tolist(), **clips)
 
 
 def _weights(options: MosiSimulation) -> dict[str, float]:
@@ -158,12 +165,10 @@ def _spread(options: MosiSimulation) -> float:
     return float(np.sqrt(sum(w**2 for w in _weights(options).values()) + options.label_noise**2))
 
 
-def _speech(
-    options: MosiSimulation, latent: Latent, clip_video: Ints, clip_number: Ints, videos: list[str], folds: list[str]
-) -> tuple[World, Ints]:
+def _speech(options: MosiSimulation, latent: Latent) -> tuple[World, Ints]:
     """Draw the words, their times and the segments; also returns the words per clip and word list, (n, 5)."""
     rng = keyed.generator(options.seed, "mosi/speech")
-    n, n_videos = len(clip_video), len(videos)
+    clip_video, n, n_videos = latent.clip_video, len(latent.clip_video), len(latent.videos)
     n_words = np.maximum(1, np.round(np.exp(rng.normal(np.log(0.81 * options.words_per_clip), 0.65, n)))).astype(int)
     n_words = np.where(latent.odd, 0, np.minimum(n_words, 110))
     gaps = np.where(rng.uniform(size=n) < GAP_SHARE, rng.integers(1, 6, n), 0)
@@ -171,7 +176,7 @@ def _speech(
     unit_length = np.concatenate([rng.integers(3, 9, n_videos), n_words, gaps, np.full(n_videos, 2)])
     unit_video = np.concatenate([np.arange(n_videos), clip_video, clip_video, np.arange(n_videos)])
     unit_clip = np.concatenate([np.full(n_videos, -1), np.arange(n), np.full(n, -1), np.full(n_videos, -1)])
-    place = 2 * (clip_number - options.corpus.first_clip) + 1
+    place = 2 * (latent.clip_number - options.corpus.first_clip) + 1
     place = np.concatenate([np.zeros(n_videos), place, place + 1, np.full(n_videos, 1e9)])
     order = np.lexsort((place, unit_video))
     video = np.repeat(unit_video[order], unit_length[order])
@@ -215,10 +220,7 @@ def _speech(
     if options.oddities:
         stop[_odd_clips(clip_video)[1]] += 0.6 * SHORTEST_WORD
     world = World(
-        videos=videos,
-        folds=folds,
-        clip_video=clip_video,
-        clip_number=clip_number,
+        **vars(latent),
         scores=_scores(options, latent.sentiment),
         segments=np.stack([start, stop], axis=1),
         words=spoken,
@@ -244,16 +246,16 @@ def _modalities(options: MosiSimulation) -> tuple[str, ...]:
     return ("text", "audio") if options.utterance_audio else ("text", "audio", "vision")
 
 
-def _truth(options: MosiSimulation, latent: Latent, world: World, counts: Ints) -> pl.DataFrame:
+def _truth(options: MosiSimulation, world: World, counts: Ints) -> pl.DataFrame:
     names = [world.videos[v] for v in world.clip_video]
     columns: dict[str, object] = {
         "sample_id": [f"{v}_{c}" for v, c in zip(names, world.clip_number, strict=True)],
-        "sentiment": latent.sentiment,
-        **{f"factor_{k}": v for k, v in latent.factors.items()},
-        "odd": latent.odd,
+        "sentiment": world.sentiment,
+        **{f"factor_{k}": v for k, v in world.factors.items()},
+        "odd": world.odd,
     }
     for subset in subsets(_modalities(options)):
-        columns["p_positive_" + "_".join(subset)] = p_positive(options, latent.odd, world.base, counts, subset)
+        columns["p_positive_" + "_".join(subset)] = p_positive(options, world.odd, world.base, counts, subset)
     return pl.DataFrame(columns).sort("sample_id")
 
 

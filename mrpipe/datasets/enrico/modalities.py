@@ -1,6 +1,5 @@
-"""Modality `wireframe`: the semantic wireframe of each screen, read from its PNG or drawn from its hierarchy."""
+"""Modalities: the JPEG of each screen, and its semantic wireframe, read from the PNG or drawn from the hierarchy."""
 
-from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +10,36 @@ from mrpipe.datasets.enrico.hierarchy import parse_hierarchy, render
 from mrpipe.datasets.enrico.options import EnricoOptions
 from mrpipe.datasets.enrico.tables import SCREEN_SIZE, open_export, read_legend
 from mrpipe.datasets.features import from_files
-from mrpipe.datasets.images import decode, image_modality, to_array
+from mrpipe.datasets.images import SUFFIXES, decode, image_modality, to_array
 from mrpipe.schema import Features
 
+SCREENSHOT = "screenshot, RGB, channels first, resized bilinearly; values 0-255, not normalised"
 WIREFRAMES = (".png", ".jpg", ".jpeg")
 HIERARCHIES = (".json",)
-DESCRIPTION = (
+WIREFRAME = (
     "semantic wireframe, RGB (alpha channel dropped, as in MultiBench), channels first, resized bilinearly; values "
     "0-255, not normalised; wireframe_source in samples.parquet marks those that were drawn from the hierarchy"
 )
 
 
-def wireframe_sources(
-    screen_ids: Sequence[str], images: Container[str], drawable: Container[str], options: EnricoOptions
-) -> list[str | None]:
-    """Source of each screen's wireframe: `png`, `rendered`, or None if it has none.
+def read_screenshots(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -> Features:
+    """One (3, H, W) uint8 array per screen that has a screenshot.
 
-    Args:
-        images: screens with a usable image.
-        drawable: screens whose hierarchy draws anything; an empty picture would not be a wireframe.
+    Raises:
+        DataError: while the batches are read, if an image is damaged.
     """
+    folder = open_export(raw)["screenshots"]
+    names = folder.stems(SUFFIXES)
+    ids = samples["sample_id"].sort().to_list()
+    height, width = options.image_size
 
-    def source(screen_id: str) -> str | None:
-        usable = screen_id in images
-        drawn = options.wireframes == "render" or (not usable and options.render_missing_wireframes)
-        return "rendered" if drawn and screen_id in drawable else "png" if usable else None
+    def load(screen_id: str) -> NDArray[np.uint8]:
+        image = folder.parse(names[screen_id], decode)
+        return to_array(image, (height, width), rotate_landscape=options.landscape == "rotate")
 
-    return [source(s) for s in screen_ids]
+    modality, columns = image_modality("screenshot", 0, SCREENSHOT, (3, height, width))
+    absent = {i: "no screenshot file" for i in ids if i not in names}
+    return from_files(modality, [i for i in ids if i in names], load, folder.source, columns, absent)
 
 
 def read_wireframes(raw: Path, samples: pl.DataFrame, options: EnricoOptions) -> Features:
@@ -71,5 +73,5 @@ def read_wireframes(raw: Path, samples: pl.DataFrame, options: EnricoOptions) ->
         return to_array(image, (height, width), rotate_landscape=options.landscape == "rotate")
 
     folder = export["wireframes"] if export["wireframes"].exists else export["hierarchies"]
-    modality, columns = image_modality("wireframe", 1, DESCRIPTION, (3, height, width))
+    modality, columns = image_modality("wireframe", 1, WIREFRAME, (3, height, width))
     return from_files(modality, observed["sample_id"].to_list(), load, folder.source, columns, absent)
