@@ -10,7 +10,8 @@ the matrices that training uses: numbers and days standardised by the training r
 missing cells. `pandas store` writes instead what `build` writes: a Parquet file (float32, zstd) per modality with its
 observed rows, samples with masks, the label and two splits, and the SHA-256 of all files. It checks nothing, and draws
 a split by subject without regard to classes. `build` also checks the export and verifies, hashes and seals the store.
-`load` loads that store as a training does and takes 100 batches of 512 samples.
+`load` loads that store as a training does and takes 100 batches of 512 samples; `train` takes 40 training steps of
+`moe_retriever` with retrieval and batches of 512.
 """
 
 import argparse
@@ -92,6 +93,29 @@ for k, index in enumerate(batches(data.rows("train"), 512, 0, 0)):
     if k == 99:
         break
 """
+TRAIN = """
+import sys
+import torch
+from moe_retriever.config import make_config
+from moe_retriever.data.load import load
+from moe_retriever.methods import get
+from moe_retriever.nn.kernels.allocator import keep_freed_memory, release_if_grown
+from moe_retriever.training import loop
+from mrpipe import open_store
+torch.set_num_threads(1)
+data, method = load(open_store(sys.argv[1])), get("moe_retriever")
+keep_freed_memory()
+rows = data.rows("train")
+config = make_config(method, preset="paper", seed=0, overrides={"batch_size": 512, "warmup": 0})
+model = method.create(data.spec, config.for_samples(len(rows)).for_task(data.spec.kinds))
+model.prepare(data, rows)
+model.begin_epoch(0, 1)
+model.train()
+optimiser, needed = loop.make_optimiser(model), 0
+for index in loop.batches(rows, 512, 0, 0)[:40]:
+    loop.train_step(model, data.batch(index, "epoch 0"), optimiser)
+    needed = release_if_grown(needed)
+"""
 
 
 def rows_of(start: int, n: int, total: int) -> pl.DataFrame:
@@ -165,6 +189,7 @@ def commands(folder: Path, raw: Path) -> dict[str, list[str]]:
         "build parquet": [*mrpipe, "build", *forms["parquet"], "--out", f"{store}.parquet", "--overwrite"],
         "build csv": [*mrpipe, "build", *forms["csv"], "--out", store, "--overwrite"],
         "load": [*python, LOAD, store],
+        "train": [*python, TRAIN, store],
     }
 
 

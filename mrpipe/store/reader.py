@@ -104,48 +104,43 @@ def _features(arrays: Arrays, names: list[str]) -> tuple[NDArray[np.float32], li
     return np.concatenate([arrays.means(), np.fmax.reduceat(x, arrays.offsets[:-1]), steps], axis=1), names
 
 
-def _one_chunk(array: pa.ChunkedArray) -> pa.Array:
-    """The values of a column; not copied if it is one chunk."""
-    return array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-
-
-def _numpy(array: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """Flat values; not copied if the column is one chunk without nulls."""
-    array = _one_chunk(array) if isinstance(array, pa.ChunkedArray) else array
-    return np.asarray(array.to_numpy(zero_copy_only=False))
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Values of a column, also of lists of lists, and bytes; not copied if the column is one chunk without nulls."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    while pa.types.is_nested(array.type):
+        array = array.flatten()
+    if pa.types.is_binary(array.type):
+        offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)[array.offset :]
+        return np.frombuffer(array.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[len(array)]]
+    result: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return result
 
 
 def _read_arrays(path: Path, modality: Modality, group: int | None) -> Arrays:
-    """All rows of a table, or those of one row group."""
-    if modality.encoding == "packed2":
-        return _read_packed(path, modality, group)
+    """All rows of a table, or those of one row group; values of one row group at most are in memory twice."""
     with pq.ParquetFile(path, memory_map=True) as file:
-        table = file.read() if group is None else file.read_row_group(group)
-    ids = _numpy(table["sample_id"]).astype(np.str_)
-    column = _one_chunk(table["x"])
-    if modality.kind != "sequence":
-        return Arrays(modality=modality, sample_id=ids, x=_numpy(column.flatten()).reshape(len(ids), *modality.shape))
-    steps = _numpy(column.flatten().flatten()).reshape(-1, modality.size)
-    offsets = np.concatenate([[0], np.cumsum(_numpy(table["length"]).astype(np.int64))])
-    time = _numpy(table["time"].combine_chunks().flatten()) if modality.irregular else None
-    return Arrays(modality=modality, sample_id=ids, x=steps, offsets=offsets, time=time)
+        groups = [g for g in range(file.num_row_groups) if group in (None, g) and file.metadata.row_group(g).num_rows]
 
+        def read(name: str, n: int, *shape: int) -> NDArray[Any]:
+            whole, done = np.empty((0, *shape), dtype=modality.dtype), 0
+            for g in groups:
+                part = _flat(file.read_row_group(g, columns=[name])[name]).reshape(-1, *shape)
+                if len(part) == n:
+                    return part
+                whole = whole if done else np.empty((n, *shape), dtype=part.dtype)
+                whole[done : done + len(part)] = part
+                done += len(part)
+            return whole
 
-def _read_packed(path: Path, modality: Modality, group: int | None) -> Arrays:
-    """Read packed genotypes (n, bytes) uint8 in blocks of rows, because the whole column would be in memory twice."""
-    file = pq.ParquetFile(path, memory_map=True)
-    n_bytes = -(-modality.size // 4)
-    groups = range(file.metadata.num_row_groups) if group is None else [group]
-    x = np.empty((sum(file.metadata.row_group(g).num_rows for g in groups), n_bytes), dtype=np.uint8)
-    ids = [np.empty(0, dtype=np.str_)]
-    done = 0
-    for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=["sample_id", "x"]):
-        column = batch["x"]
-        data = np.frombuffer(column.buffers()[2], dtype=np.uint8)
-        x[done : done + len(batch)] = data[column.offset * n_bytes :][: len(batch) * n_bytes].reshape(-1, n_bytes)
-        ids.append(_numpy(batch["sample_id"]).astype(np.str_))
-        done += len(batch)
-    return Arrays(modality=modality, sample_id=np.concatenate(ids), x=x)
+        ids = _flat(file.read_row_groups(groups, columns=["sample_id"])["sample_id"]).astype(np.str_)
+        if modality.kind != "sequence":
+            shape = (-(-modality.size // 4),) if modality.encoding == "packed2" else modality.shape
+            return Arrays(modality=modality, sample_id=ids, x=read("x", len(ids), *shape))
+        lengths = _flat(file.read_row_groups(groups, columns=["length"])["length"]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        time = read("time", int(offsets[-1])) if modality.irregular else None
+        x = read("x", int(offsets[-1]), modality.size)
+        return Arrays(modality=modality, sample_id=ids, x=x, offsets=offsets, time=time)
 
 
 class Store:

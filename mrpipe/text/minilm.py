@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,19 @@ class MiniLM(PieceEncoder):
         encodings: Sequence[Any] = self._tokenizer.encode_batch(list(texts), is_pretokenized=split)
         return encodings
 
-    def _batches(self, lengths: NDArray[np.int64]) -> Iterator[list[int]]:
-        start, used = 0, 0
-        for i, length in enumerate(lengths.tolist()):
-            if used + length > ROWS:
-                yield list(range(start, i))
-                start, used = i, 0
-            used += length
-        if used:
-            yield list(range(start, len(lengths)))
+    def _batches(self, lengths: NDArray[np.int64]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        # Batches by their number of free rows; each text, longest first, is added to the fullest that has room for it.
+        by_room: list[list[list[int]]] = [[] for _ in range(ROWS + 1)]
+        for i in np.argsort(-lengths, kind="stable").tolist():
+            length = int(lengths[i])
+            room = next((r for r in range(length, ROWS + 1) if by_room[r]), 0)
+            if not room:
+                batches.append([])
+            batch = by_room[room].pop() if room else batches[-1]
+            batch.append(i)
+            by_room[(room or ROWS) - length].append(batch)
+        return batches
 
     def _forward(self, batch: list[list[int]], *, pooled: bool) -> list[Floats]:
         """See `PieceEncoder`. A: heads, L: pieces of a text, D: size of a head."""

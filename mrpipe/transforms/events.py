@@ -7,7 +7,9 @@ items) is never materialised. Transformed sequences keep one row per event; a st
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +23,8 @@ from mrpipe.transforms.encoding import Encoded
 from mrpipe.transforms.options import TransformOptions
 
 Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+BLOCK, ROWS = 2**18, 512  # events, and samples or columns, that are transformed at once
 STEPS_OF_VISITS = 20
 _HOURS = {"hours": 1.0, "days": 24.0}
 
@@ -31,15 +35,14 @@ def levels_id(levels: list[str]) -> str:
     return f"levels-{len(levels)}-{digest[:12]}"
 
 
-def vocabulary_of(
-    items: NDArray[np.int64], samples: NDArray[np.int64], n_samples: int, n_levels: int, floor: float, cap: int
-) -> NDArray[np.int64]:
+def vocabulary_of(having: NDArray[np.int64], n_samples: int, floor: float, cap: int) -> NDArray[np.int64]:
     """Ascending positions (V,) of the items that occur in at least the share `floor` of samples, at most `cap`.
 
     The cap keeps the most frequent items; ties are resolved in favour of the smaller position.
+
+    Args:
+        having: (levels,) number of samples with each item.
     """
-    pairs = np.unique(samples * np.int64(max(n_levels, 1)) + items)
-    having = np.bincount(pairs % max(n_levels, 1), minlength=n_levels)
     enough = np.flatnonzero(having >= max(1.0, floor * n_samples))
     if len(enough) > cap:
         enough = enough[np.lexsort((enough, -having[enough]))[:cap]]
@@ -53,6 +56,17 @@ def changes(*columns: NDArray[Any]) -> NDArray[np.bool_]:
     return new
 
 
+def _blocks(arrays: Arrays) -> Iterator[Arrays]:
+    """The samples in blocks of about BLOCK events and at most ROWS samples, which bounds the memory."""
+    assert arrays.offsets is not None
+    assert arrays.time is not None
+    inner = np.searchsorted(arrays.offsets, np.arange(BLOCK, len(arrays.x), BLOCK)).tolist()
+    for a, b in pairwise(sorted([0, *range(0, len(arrays), ROWS), *inner, len(arrays)])):
+        events, ids = slice(arrays.offsets[a], arrays.offsets[b]), arrays.sample_id[a:b]
+        offsets = arrays.offsets[a : b + 1] - arrays.offsets[a]
+        yield replace(arrays, sample_id=ids, x=arrays.x[events], offsets=offsets, time=arrays.time[events])
+
+
 def _moments(value: NDArray[np.float64], index: NDArray[np.int64], n: int) -> tuple[Floats, Floats]:
     """Mean and sd (n,) of the values per index; an sd of 0 is replaced by 1."""
     count = np.maximum(np.bincount(index, minlength=n), 1)
@@ -61,15 +75,17 @@ def _moments(value: NDArray[np.float64], index: NDArray[np.int64], n: int) -> tu
     return mean.astype(np.float32), np.where(sd > 1e-6 * np.maximum(1.0, np.abs(mean)), sd, 1.0).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """One row per (sample, step, item); `time` in days, `item` V if outside the vocabulary."""
-
-    sample: NDArray[np.int64]
-    step: NDArray[np.int64]
-    time: NDArray[np.float64]
-    item: NDArray[np.int64]
-    value: NDArray[np.float64]
+def _sorted(sample: Rows, step: Rows, item: Rows) -> tuple[Rows, Rows]:
+    """Stable order of events by sample, step and item, and the first of each such triple in this order."""
+    bits, n_items = len(item).bit_length(), int(item.max(initial=0)) + 1
+    backwards = (step[1:] < step[:-1]) & (sample[1:] == sample[:-1])
+    if 2 * bits + n_items.bit_length() < 63 and not backwards.any():
+        # Steps in order are numbered; sorting numbers is several times faster than sorting rows.
+        run = np.cumsum(changes(sample, step)) - 1
+        key = np.sort((run * n_items + item) << bits | np.arange(len(item)))
+        return key & ((1 << bits) - 1), np.flatnonzero(changes(key >> bits))
+    order = np.lexsort((item, step, sample))
+    return order, np.flatnonzero(changes(sample[order], step[order], item[order]))
 
 
 @dataclass(frozen=True)
@@ -99,11 +115,12 @@ class EventTransform(Encoded):
         """Compute vocabulary, means and standard deviations from training samples."""
         by_visit = dictionary["kind"][1] == "step"
         n_levels = len(dictionary["levels"][0])
-        items, samples = arrays.x[:, 0].astype(np.int64), _samples(arrays)
-        known = ~np.isnan(arrays.x[:, 1])
-        vocabulary = vocabulary_of(
-            items[known], samples[known], len(arrays), n_levels, options.event_floor, options.event_cap
-        )
+        having = np.zeros(n_levels, dtype=np.int64)
+        for block in _blocks(arrays):
+            known, having_item = ~np.isnan(block.x[:, 1]), np.zeros((len(block), n_levels), dtype=np.bool_)
+            having_item[_samples(block)[known], block.x[known, 0].astype(np.int64)] = True
+            having += having_item.sum(axis=0)
+        vocabulary = vocabulary_of(having, len(arrays), options.event_floor, options.event_cap)
         n = len(vocabulary)
         raw = cls(
             vocabulary=vocabulary,
@@ -119,12 +136,13 @@ class EventTransform(Encoded):
         )
         if by_visit:
             return raw
-        cells = raw._cells(arrays)
-        inside = cells.item < n
-        center, spread = _moments(cells.value[inside], cells.item[inside], n)
+        inside = [(value[item < n], item[item < n]) for *_, item, value in map(raw._cells, _blocks(arrays))]
+        value, item = (np.concatenate(parts) for parts in zip(*inside, strict=True))
+        center, spread = _moments(value, item, n)
         return replace(raw, center=center, spread=spread)
 
-    def _cells(self, arrays: Arrays) -> _Cells:
+    def _cells(self, arrays: Arrays) -> tuple[NDArray[Any], ...]:
+        """Sample, step, time in days, item (V if outside the vocabulary) and value, one per (sample, step, item)."""
         assert arrays.time is not None
         n = len(self.vocabulary)
         index = np.full(self.n_levels, n, dtype=np.int64)
@@ -141,13 +159,10 @@ class EventTransform(Encoded):
             step = np.floor(arrays.time.astype(np.float64) * self.unit_hours / self.step_hours).astype(np.int64)
             time, value = step.astype(np.float64) * self.step_hours / 24.0, second
         value = np.where(item == n, 0.0, value)
-        order = np.lexsort((item, step, sample))
-        sample, step, time, item, value = sample[order], step[order], time[order], item[order], value[order]
-        starts = np.flatnonzero(changes(sample, step, item))
-        if not len(starts):
-            return _Cells(sample, step, time, item, value)
-        mean = np.add.reduceat(value, starts) / np.diff(starts, append=len(item))
-        return _Cells(sample[starts], step[starts], time[starts], item[starts], mean)
+        order, starts = _sorted(sample, step, item)
+        value, first = value[order], order[starts]
+        mean = np.add.reduceat(value, starts) / np.diff(starts, append=len(item)) if len(starts) else value
+        return sample[first], step[first], time[first], item[first], mean
 
     def apply(self, arrays: Arrays) -> Arrays:
         """Sparse steps of the samples, in the given order.
@@ -160,18 +175,21 @@ class EventTransform(Encoded):
                 f"{arrays.modality.name}: this store has other items ({arrays.modality.encoder}) than the store on "
                 f"which the transform was fitted ({self.levels_id}), so their positions are not comparable"
             )
-        cells = self._cells(arrays)
+        x, lengths, time = map(np.concatenate, zip(*map(self._apply, _blocks(arrays)), strict=True))
+        return replace(arrays, x=x, offsets=np.concatenate([[0], np.cumsum(lengths)]), time=time)
+
+    def _apply(self, arrays: Arrays) -> tuple[Floats, Rows, Floats]:
+        """Events, their number per sample, and their times."""
+        cells = sample, _, _, item, _ = self._cells(arrays)
         n, n_samples = len(self.vocabulary), len(arrays)
-        inside = cells.item < n
-        some = np.bincount(cells.sample[inside], minlength=n_samples) > 0
+        inside = item < n
+        some = np.bincount(sample[inside], minlength=n_samples) > 0
         # The last event of samples without an event in the vocabulary.
         last = np.zeros(len(inside), dtype=bool)
         if len(inside):
-            last[np.flatnonzero(np.diff(cells.sample, append=n_samples) != 0)] = True
-        keep = inside | (last & ~some[cells.sample])
-        sample, step, time, item, value = (
-            c[keep] for c in (cells.sample, cells.step, cells.time, cells.item, cells.value)
-        )
+            last[np.flatnonzero(np.diff(sample, append=n_samples) != 0)] = True
+        keep = inside | (last & ~some[sample])
+        sample, step, time, item, value = (c[keep] for c in cells)
         number = np.cumsum(changes(sample, step))
         newest = np.zeros(n_samples, dtype=np.int64)
         newest[sample] = number  # rows are sorted, so the last write is the largest
@@ -182,8 +200,7 @@ class EventTransform(Encoded):
         if self.clip > 0:
             z = np.clip(z, -self.clip, self.clip)
         x = np.stack([item.astype(np.float32), z.astype(np.float32)], axis=1)
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(sample, minlength=n_samples))]).astype(np.int64)
-        return replace(arrays, x=x, offsets=offsets, time=time.astype(np.float32))
+        return x, np.bincount(sample, minlength=n_samples), time.astype(np.float32)
 
     @property
     def n_items(self) -> int:
@@ -225,26 +242,31 @@ class SummaryTransform(Encoded):
         statistic = np.array([n.rsplit(" ", 1)[1] for n in dictionary["name"]])
         n_statistics = len(dict.fromkeys(statistic.tolist()))
         at = np.flatnonzero(statistic == "count")
-        sample, item = np.nonzero(arrays.x[:, at] > 0)
-        kept = vocabulary_of(item, sample, len(arrays), len(at), options.event_floor, options.event_cap)
+        kept = vocabulary_of((arrays.x[:, at] > 0).sum(axis=0), len(arrays), options.event_floor, options.event_cap)
         columns = (kept[:, None] * n_statistics + np.arange(n_statistics)[None, :]).reshape(-1)
         counts = np.flatnonzero(statistic[columns] == "count")
         one = np.ones(len(columns), dtype=np.float32)
-        x = cls(columns, counts, np.zeros_like(one), one, 0.0)._select(arrays)
-        sample, column = np.nonzero(~np.isnan(x))
-        center, spread = _moments(x[sample, column].astype(np.float64), column, len(columns))
-        return cls(columns, counts, center, spread, options.clip)
+        raw = cls(columns, counts, np.zeros_like(one), one, options.clip)
+        moments, x = [np.zeros((2, 0), dtype=np.float32)], raw._select(arrays.x)
+        for block in (x[:, start : start + ROWS] for start in range(0, len(columns), ROWS)):
+            sample, column = np.nonzero(~np.isnan(block))
+            moments.append(np.stack(_moments(block[sample, column].astype(np.float64), column, block.shape[1])))
+        center, spread = np.concatenate(moments, axis=1)
+        return replace(raw, center=center, spread=spread)
 
-    def _select(self, arrays: Arrays) -> Floats:
-        x = arrays.x[:, self.columns].astype(np.float32)
+    def _select(self, rows: Floats) -> Floats:
+        x = rows[:, self.columns].astype(np.float32, copy=False)
         x[:, self.counts] = np.log1p(x[:, self.counts])
         return x
 
     def apply(self, arrays: Arrays) -> Arrays:
         """Standardised columns (n, d)."""
-        z = (self._select(arrays) - self.center) / self.spread
-        z = np.where(np.isnan(z), np.float32(0.0), z)
-        return replace(arrays, x=z if self.clip <= 0 else np.clip(z, -self.clip, self.clip))
+        out = np.empty((len(arrays), len(self.columns)), dtype=np.float32)
+        for rows in (slice(start, start + ROWS) for start in range(0, len(out), ROWS)):
+            z = (self._select(arrays.x[rows]) - self.center) / self.spread
+            z[np.isnan(z)] = 0.0
+            out[rows] = z if self.clip <= 0 else np.clip(z, -self.clip, self.clip)
+        return replace(arrays, x=out)
 
     def shape(self, modality: Modality) -> tuple[int, ...]:
         return (len(self.columns),)

@@ -98,10 +98,13 @@ class TfidfSvd(Encoded):
 
     @staticmethod
     def _weigh(x: NDArray[np.float32], idf: NDArray[np.float32]) -> NDArray[np.float32]:
-        counts = np.nan_to_num(x)
-        weighted = np.where(counts > 0, 1.0 + np.log(np.maximum(counts, 1.0)), 0.0) * idf
-        norm = np.linalg.norm(weighted, axis=1, keepdims=True)
-        return np.asarray((weighted / np.maximum(norm, 1e-12)).astype(np.float32))
+        out = np.empty(x.shape, dtype=np.float32)
+        for start in range(0, len(x), 1024):  # bounds the memory
+            counts = np.nan_to_num(x[start : start + 1024])
+            weighted = np.where(counts > 0, 1.0 + np.log(np.maximum(counts, 1.0)), 0.0) * idf
+            norm = np.linalg.norm(weighted, axis=1, keepdims=True)
+            np.divide(weighted, np.maximum(norm, 1e-12), out=out[start : start + 1024])
+        return out
 
     @classmethod
     def fit(cls, x: NDArray[np.float32], options: TransformOptions) -> Self:
@@ -159,7 +162,7 @@ class FeatureTransform:
         # Rows in blocks, because the steps make several copies; the products of `TfidfSvd` depend on the block.
         n_rows = max(1, len(x)) if any(isinstance(step, TfidfSvd) for _, step in self.groups) else 2**16
         for start in range(0, len(x), n_rows):
-            block = x[start : start + n_rows].astype(np.float32)
+            block = x[start : start + n_rows].astype(np.float32, copy=False)
             parts = [step.apply(block[:, columns]) for columns, step in self.groups]
             out[start : start + len(block)] = np.concatenate(parts, axis=1)
         return replace(arrays, x=out)

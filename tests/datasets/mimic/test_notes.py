@@ -12,7 +12,7 @@ import pytest
 
 from mrpipe.datasets import get_dataset
 from mrpipe.datasets.mimic.cohort import build_cohort
-from mrpipe.datasets.mimic.note_text import clean, pieces, sections
+from mrpipe.datasets.mimic.note_text import BLOCK, clean, clean_all, pieces, sections
 from mrpipe.datasets.mimic.notes import note_texts, read_notes
 from mrpipe.datasets.mimic.options import MimicOptions
 from mrpipe.errors import DataError
@@ -68,6 +68,15 @@ def test_the_leak_guard_removes_and_counts_disposition_and_telltale_sentences() 
         "sections on discharge disposition or death": 1,
         "sentences about death, hospice or comfort care": 2,
     }
+
+
+def test_notes_are_cleaned_in_order_by_any_number_of_processes() -> None:
+    texts = [SUMMARY.replace("3 kg", f"{i} kg") for i in range(2 * BLOCK + 1)]
+    one, two = Counter[str](), Counter[str]()
+    expected = [clean(text, guard=True, removed=one) for text in texts]
+    assert clean_all(texts, 2, guard=True, removed=two) == expected
+    assert one == two
+    assert clean_all([], 2, guard=True, removed=two) == []
 
 
 @pytest.mark.parametrize(

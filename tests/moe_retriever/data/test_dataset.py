@@ -283,6 +283,17 @@ def test_a_stream_without_shuffling_is_in_order(store: Store) -> None:
         stream.shuffle(buffer=0)
 
 
+def test_all_rows_are_those_of_the_row_groups(store: Store) -> None:
+    for m in store.modalities:
+        whole, n = store.arrays(m.name), len(store.row_group_starts(m.name)) - 1
+        parts = [store.row_group(m.name, g) for g in range(n)]
+        for field in ("sample_id", "x", "time"):
+            if getattr(whole, field) is not None:
+                np.testing.assert_array_equal(getattr(whole, field), np.concatenate([getattr(p, field) for p in parts]))
+        if whole.offsets is not None:
+            assert np.diff(whole.offsets).tolist() == [k for p in parts for k in np.diff(p.offsets).tolist()]
+
+
 def test_a_stream_reads_row_groups_of_the_largest_modality_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from mrpipe.store import reader
 

@@ -14,6 +14,7 @@ from moe_retriever.evaluation.flops import flop_counter
 from moe_retriever.nn import kernels
 from moe_retriever.nn.dropout import Noise
 from moe_retriever.nn.init import build
+from moe_retriever.nn.kernels import allocator, grouped_ffn
 from moe_retriever.nn.kernels.recurrent import last_state
 from moe_retriever.nn.moe import Experts, Router
 
@@ -59,6 +60,29 @@ def test_fast_and_plain_kernels_agree(
         found.append((y, *torch.autograd.grad((y * direction).sum(), [x, *module.parameters()])))
     for fast, plain_ in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain_, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_of_experts_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, forward = _grouped()
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = []
+    for size in (2**14, 200):
+        monkeypatch.setattr(grouped_ffn, "GROUP", size)
+        y = forward(x)
+        found.append((y, *torch.autograd.grad((y * y).sum(), [x, *module.parameters()])))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_memory_is_returned_when_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[bool] = []
+    monkeypatch.setattr(allocator, "release_freed_memory", lambda: released.append(True))
+    needed = allocator.release_if_grown(0)
+    if not needed:
+        pytest.skip("no /proc")
+    assert allocator.release_if_grown(needed) == needed
+    assert not released
+    assert allocator.release_if_grown(needed - 2 * allocator.GROWTH) == 0
+    assert released
 
 
 def _graph(y: Tensor) -> list[object]:

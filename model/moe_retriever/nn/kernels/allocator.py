@@ -12,6 +12,7 @@ from pathlib import Path
 
 # Names and numbers of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+GROWTH = 2**28
 
 
 def keep_freed_memory() -> bool:
@@ -25,21 +26,23 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 
-def release_if_grown(first: int) -> int:
-    """Return free memory to the system if the process has grown since the first step.
+def release_if_grown(needed: int) -> int:
+    """Return free memory to the system if the process has grown by GROWTH over what a step needs.
 
     Blocks whose sizes vary between steps leave gaps, which can add up to several times what one step needs.
 
     Args:
-        first: resident bytes after the first step, as returned then; 0 before it.
+        needed: resident bytes after the first step or after the first one since memory was returned, as this function
+            returned them; 0 before.
     """
     try:
         now = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
-    if first and now > 1.25 * first + 2**28:
+    if needed and now > needed + GROWTH:
         release_freed_memory()
-    return first or now
+        return 0
+    return needed or now
 
 
 def release_freed_memory() -> None:

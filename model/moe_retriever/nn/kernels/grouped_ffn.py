@@ -1,15 +1,18 @@
 """Many small feed-forward networks, each applied to its own rows, with explicit gradients.
 
 Autograd would store and copy every block of rows several times and allocate one gradient per expert. Here, products
-write directly to their destination, all other operations are one pass over the rows of all experts, and the second
-product is computed once per (output row, expert) instead of once per visit: Σ w (W h + b) = W Σ w h + b Σ w.
+write directly to their destination, all other operations are one pass over the rows of several experts, and the second
+product is computed once per (output row, expert) instead of once per visit: Σ w (W h + b) = W Σ w h + b Σ w. Of the
+hidden values, only those before the activation are kept for the gradients.
 
 Legend: T tokens, A visits (token, expert) sorted by expert and output row, S distinct pairs (expert, output row),
 R output rows, H hidden, F feed-forward dimension, E experts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from moe_retriever.device import KernelContext
+
+Span: TypeAlias = "slice[int, int, int]"
+GROUP = 2**14  # visits of several experts that are computed at once; bounds the memory of large batches
 
 
 def sorted_visits(expert_TK: Tensor, row_T: Tensor | None, n_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -74,6 +80,21 @@ class VisitPlan:
         blocks = tuple((e, a, b, s, t) for e, ((a, b), (s, t)) in enumerate(bounds) if b > a)
         return cls(order, token, cell, pair_row, pair, first, blocks, n_rows)
 
+    def groups(self) -> Iterator[tuple[Span, Span, list[tuple[int, Span, Span]]]]:
+        """Experts in groups of about GROUP visits: their visits and pairs, and, within these, those of each expert."""
+        for _, group in groupby(self.blocks, key=lambda block: block[2] // GROUP):
+            experts = list(group)
+            _, v, _, p, _ = experts[0]
+            own = [(e, slice(a - v, b - v), slice(s - p, t - p)) for e, a, b, s, t in experts]
+            yield slice(v, experts[-1][2]), slice(p, experts[-1][4]), own
+
+    def pooled(self, hidden: Tensor, weight: Tensor, visits: Span, pairs: Span) -> Tensor:
+        """Weighted sum per pair of a group of the hidden values (visits, F) of the group."""
+        if self.first is None:
+            return hidden * weight[:, None]
+        every, first = torch.arange(len(hidden), device=hidden.device), self.first[pairs] - visits.start
+        return F.embedding_bag(every, hidden, first, mode="sum", per_sample_weights=weight)
+
 
 def grouped(device: torch.device, *sizes: int) -> bool:
     """Whether torch (2.10) has one kernel for the bfloat16 products of all experts; it reads rows of 16 bytes."""
@@ -129,51 +150,55 @@ class GroupedFeedForward(Function):
         saved: bool,
     ) -> Tensor:
         """`weight_A` is in the order of the plan, `keep_AF` a mask of hidden values; `saved`: save for backward."""
-        n_visits, ffn = len(plan.token), w_in.shape[2]
-        x_AH = x_TH.index_select(0, plan.token)
-        inner_AF = x_TH.new_empty(n_visits, ffn)
-        for e, a, b, _, _ in plan.blocks:
-            torch.addmm(b_in[e], x_AH[a:b], w_in[e], out=inner_AF[a:b])
-        hidden_AF = F.gelu(inner_AF)
-        if keep_AF is not None:
-            hidden_AF.mul_(keep_AF)
-        if plan.first is None:
-            summed_SF = hidden_AF.mul_(weight_A[:, None])
-        else:
-            every = torch.arange(n_visits, device=x_TH.device)
-            summed_SF = F.embedding_bag(every, hidden_AF, plan.first, mode="sum", per_sample_weights=weight_A)
-        y_SH = x_TH.new_empty(len(plan.row), w_out.shape[2])
-        for e, _, _, s, t in plan.blocks:
-            torch.mm(summed_SF[s:t], w_out[e], out=y_SH[s:t])
+        inner_AF = x_TH.new_empty(len(plan.token) if saved else 0, w_in.shape[2])
         # Weight of each expert's second bias in each row.
         totals = weight_A.new_zeros(plan.n_rows * len(w_in)).index_add_(0, plan.cell, weight_A).view(-1, len(w_in))
+        out = totals @ b_out
+        for visits, pairs, own in plan.groups():
+            x = x_TH.index_select(0, plan.token[visits])
+            inner = inner_AF[visits] if saved else x.new_empty(len(x), w_in.shape[2])
+            for e, a, _ in own:
+                torch.addmm(b_in[e], x[a], w_in[e], out=inner[a])
+            hidden = F.gelu(inner) if keep_AF is None else F.gelu(inner).mul_(keep_AF[visits])
+            summed = plan.pooled(hidden, weight_A[visits], visits, pairs)
+            y = x.new_empty(len(summed), w_out.shape[2])
+            for e, _, s in own:
+                torch.mm(summed[s], w_out[e], out=y[s])
+            out.index_add_(0, plan.row[pairs], y)
         if saved:
-            ctx.save_for_backward(x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals)
-            ctx.plan, ctx.n_tokens = plan, len(x_TH)
-        return (totals @ b_out).index_add_(0, plan.row, y_SH)
+            ctx.save_for_backward(x_TH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, totals)
+            ctx.plan = plan
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: KernelContext, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x_AH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, summed_SF, totals = ctx.saved_tensors
+        x_TH, weight_A, keep_AF, w_in, w_out, b_out, inner_AF, totals = ctx.saved_tensors
         plan = ctx.plan
         d_w_in, d_w_out, d_b_in = (w.new_zeros(w.shape) for w in (w_in, w_out, w_in[:, 0]))
-        d_row_SH = d_out.index_select(0, plan.row)
-        d_hidden = torch.empty_like(summed_SF)
-        for e, _, _, s, t in plan.blocks:
-            torch.mm(summed_SF[s:t].T, d_row_SH[s:t], out=d_w_out[e])
-            torch.mm(d_row_SH[s:t], w_out[e].T, out=d_hidden[s:t])
-        if plan.pair is not None:
-            d_hidden = d_hidden.index_select(0, plan.pair)
-        if keep_AF is not None:
-            d_hidden.mul_(keep_AF)
-        d_weight = (d_out @ b_out.T).flatten().index_select(0, plan.cell)
-        d_weight += torch.mul(F.gelu(inner_AF), d_hidden).sum(1)
-        d_inner = torch.ops.aten.gelu_backward(d_hidden.mul_(weight_A[:, None]), inner_AF)
-        d_x_AH = torch.empty_like(x_AH)
-        for e, a, b, _, _ in plan.blocks:
-            torch.mm(x_AH[a:b].T, d_inner[a:b], out=d_w_in[e])
-            torch.sum(d_inner[a:b], 0, out=d_b_in[e])
-            torch.mm(d_inner[a:b], w_in[e].T, out=d_x_AH[a:b])
-        d_x = x_AH.new_zeros(ctx.n_tokens, x_AH.shape[1]).index_add_(0, plan.token, d_x_AH)
+        d_x, d_weight = torch.zeros_like(x_TH), (d_out @ b_out.T).flatten().index_select(0, plan.cell)
+        for visits, pairs, own in plan.groups():
+            inner, weight = inner_AF[visits], weight_A[visits]
+            keep = None if keep_AF is None else keep_AF[visits]
+            hidden = F.gelu(inner) if keep is None else F.gelu(inner).mul_(keep)
+            summed = plan.pooled(hidden, weight, visits, pairs)
+            d_row = d_out.index_select(0, plan.row[pairs])
+            d_hidden = torch.empty_like(summed)
+            for e, _, s in own:
+                torch.mm(summed[s].T, d_row[s], out=d_w_out[e])
+                torch.mm(d_row[s], w_out[e].T, out=d_hidden[s])
+            if plan.pair is not None:
+                d_hidden = d_hidden.index_select(0, plan.pair[visits] - pairs.start)
+            if keep is not None:
+                d_hidden.mul_(keep)
+            d_weight[visits] += hidden.mul_(d_hidden).sum(1)
+            d_inner = torch.ops.aten.gelu_backward(d_hidden.mul_(weight[:, None]), inner)
+            token = plan.token[visits]
+            x = x_TH.index_select(0, token)
+            d_x_AH = torch.empty_like(x)
+            for e, a, _ in own:
+                torch.mm(x[a].T, d_inner[a], out=d_w_in[e])
+                torch.sum(d_inner[a], 0, out=d_b_in[e])
+                torch.mm(d_inner[a], w_in[e].T, out=d_x_AH[a])
+            d_x.index_add_(0, token, d_x_AH)
         return d_x, d_weight, None, None, d_w_in, d_b_in, d_w_out, totals.T @ d_out, None
