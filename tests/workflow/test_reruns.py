@@ -340,6 +340,7 @@ def test_a_changed_file_reruns_the_steps_that_read_it(name: str, file: str, step
     assert found - prepared - {"lab_summary.prepare"} == steps
 
 
+@pytest.mark.whole
 def test_snakemake_lists_the_same_jobs(snakemake: Any, finished: Path, tiny: dict[str, Any]) -> None:
     mosi = tiny["datasets"]["mosi"]
     mosi["options"] = {"audio_form": "collapse"}
