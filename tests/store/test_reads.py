@@ -45,7 +45,7 @@ def test_a_step_cannot_read_the_options_of_another() -> None:
     assert "notes" not in step_values(get_dataset("mimic").options(), "cohort")
 
 
-@pytest.mark.parametrize("name", ["adni", "enrico", "mimic", "mosi"])
+@pytest.mark.parametrize("name", ["adni", "ch_sims", "enrico", "meds", "mimic", "mosei", "mosi", "tables"])
 def test_a_step_needs_only_the_files_that_it_declares(name: str, tmp_path: Path) -> None:
     dataset, raw, work = get_dataset(name), tmp_path / "raw", tmp_path / "work"
     simulate(dataset, raw, dataset.tiny)
@@ -53,9 +53,10 @@ def test_a_step_needs_only_the_files_that_it_declares(name: str, tmp_path: Path)
     names = [f.relative_to(raw).as_posix() for f in raw.rglob("*") if f.is_file()]
     build_cohort(dataset, raw, work, {})
     cohort = sha256(work / "cohort.parquet")
-    for step in dataset.files:
+    declared = dataset.declared(raw, options)
+    for step in declared.files:
         few, other = tmp_path / f"few_{step}", tmp_path / f"work_{step}"
-        for file in (f for f in names if is_read(dataset, step, options, f)):
+        for file in (f for f in names if is_read(declared, step, options, f)):
             (few / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(raw / file, few / file)
         if step == "cohort":

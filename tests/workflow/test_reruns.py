@@ -358,6 +358,7 @@ def test_snakemake_lists_the_same_jobs(snakemake: Any, finished: Path, tiny: dic
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_a_failed_check_rebuilds_nothing(snakemake: Any, finished: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
