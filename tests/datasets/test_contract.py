@@ -196,10 +196,11 @@ def test_a_killed_build_resumes_to_the_same_store(
     name: str, built: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
     """SIGKILL after increasing delays, so that every stage is interrupted; the manifest is written last."""
-    out = tmp_path / "store"
+    out, expected = tmp_path / "store", mrpipe.open_store(built[name]).store_id
     command = [sys.executable, "-m", "mrpipe", "build", name, "--raw", str(folder / f"{name}.raw"), "--out", str(out)]
     started = time.monotonic()
-    subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], check=True, capture_output=True)
+    first = subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
     duration = time.monotonic() - started
     kills = 0
     for fraction in (0.4, 0.65, 0.85):
@@ -213,10 +214,11 @@ def test_a_killed_build_resumes_to_the_same_store(
             if StoreLayout(out).manifest.exists():
                 mrpipe.open_store(out).verify(deep=True)
     assert kills > 0
-    subprocess.run(command, check=True, capture_output=True)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
     store = mrpipe.open_store(out)
     store.verify(deep=True)
-    assert store.store_id == mrpipe.open_store(built[name]).store_id
+    assert store.store_id == expected
     assert not list(out.rglob(".*.tmp"))
 
 
